@@ -1,0 +1,45 @@
+# Every target does its own set-up; `make demo` and `make test` work in a fresh clone.
+#   make demo       train an NCSN on handwritten digits and draw new ones, into ncsn_demo/
+#   make test       all tests
+#   make lint       ruff
+#   make bench      the benchmarks
+#   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks
+# PYTHON chooses the interpreter of the virtual environment (3.10 to 3.13).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A newer torch from PyPI is the CUDA build, several GB; this version is the one the tests were run with.
+TORCH ?= torch==2.13.0
+SOURCES := setup.py pyproject.toml ncsn_fast/__init__.py $(shell find csrc -type f)
+
+.PHONY: demo test lint bench gpu-check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/ncsn-fast demo --out ncsn_demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+$(VENV)/.packages: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel pybind11 ninja
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.packages $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+# Nothing is installed over what the machine has: the build goes into the source tree.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info ncsn_fast/*.so ncsn_demo

@@ -1,0 +1,95 @@
+// From PyTorch's tensors to pointers and the canonical geometry, with the checks that keep a kernel inside its memory.
+//
+// The public functions in Python have checked everything with better words; these guard direct calls of the operators.
+
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "common/geometry.h"
+
+namespace ncsn {
+
+// One tensor of a batch.
+struct Operand {
+  void* data;
+  torch::headeronly::ScalarType dtype;
+  Strides strides;
+};
+
+inline bool is_contiguous(const torch::stable::Tensor& t) {
+  return is_contiguous(t.sizes().data(), t.strides().data(), t.dim());
+}
+
+inline bool is_channels_last(const torch::stable::Tensor& t) {
+  return is_channels_last(t.sizes().data(), t.strides().data(), t.dim());
+}
+
+inline Operand operand(const torch::stable::Tensor& t, const Geometry& geometry, const char* name) {
+  const bool contiguous = is_contiguous(t);
+  STD_TORCH_CHECK(contiguous || is_channels_last(t), name, " must be contiguous or channels_last");
+  return {t.data_ptr(), t.scalar_type(),
+          contiguous ? contiguous_strides(geometry) : channels_last_strides(geometry)};
+}
+
+inline void check_like(const torch::stable::Tensor& t, const torch::stable::Tensor& x,
+                       const char* name) {
+  using torch::headeronly::ScalarType;
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+                      dtype == ScalarType::Half || dtype == ScalarType::Double,
+                  name, " must be floating point, got ", torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(t.device() == x.device(), name, " must be on the device of x");
+  bool same = t.dim() == x.dim();
+  for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == x.size(i);
+  STD_TORCH_CHECK(same, name, " must have the shape of x");
+}
+
+template <typename T>
+const T* one_element(const torch::stable::Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.numel() == 1, name, " must have one element, got ", t.numel());
+  return t.const_data_ptr<T>();
+}
+
+// A pointer to the one element of a tensor on the device of x; null if there is no tensor.
+template <typename T>
+const T* one_element(const std::optional<torch::stable::Tensor>& t, const torch::stable::Tensor& x,
+                     const char* name) {
+  if (!t) return nullptr;
+  STD_TORCH_CHECK(t->numel() == 1, name, " must have one element, got ", t->numel());
+  STD_TORCH_CHECK(t->device() == x.device(), name, " must be on the device of x");
+  return t->const_data_ptr<T>();
+}
+
+// The geometry that serves all of the tensors: flat if each is contiguous, else by channels.
+inline Geometry geometry_of(const torch::stable::Tensor& x, bool all_contiguous) {
+  STD_TORCH_CHECK(x.dim() >= 1, "expected at least one axis, the samples");
+  return all_contiguous ? flat_geometry(x.sizes().data(), x.dim())
+                        : planar_geometry(x.sizes().data(), x.dim());
+}
+
+struct LangevinBatch {
+  Geometry geometry;
+  Operand x, score;
+  std::optional<Operand> noise;
+};
+
+inline LangevinBatch langevin_batch(const torch::stable::Tensor& x,
+                                    const torch::stable::Tensor& score,
+                                    const std::optional<torch::stable::Tensor>& noise) {
+  STD_TORCH_CHECK(x.scalar_type() == torch::headeronly::ScalarType::Float,
+                  "x must be float32, got ", torch::headeronly::toString(x.scalar_type()));
+  check_like(score, x, "score");
+  if (noise) check_like(*noise, x, "noise");
+  const Geometry geometry = geometry_of(
+      x, is_contiguous(x) && is_contiguous(score) && (!noise || is_contiguous(*noise)));
+  LangevinBatch batch = {geometry, operand(x, geometry, "x"), operand(score, geometry, "score"),
+                         std::nullopt};
+  if (noise) batch.noise = operand(*noise, geometry, "noise");
+  return batch;
+}
+
+}  // namespace ncsn

@@ -1,0 +1,170 @@
+// langevin_step_ for the CPU: noise, update and clamp in one pass over blocks that stay in the first cache.
+
+#include "common/langevin_step.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "common/batch.h"
+#include "cpu/noise.h"
+#include "cpu/simd.h"
+
+namespace ncsn {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kBlockGroups = 128;  // 512 elements: 6 KiB of state, score and noise
+constexpr int64_t kBlock = 4 * kBlockGroups;
+constexpr int64_t kBlocksPerTask = 8;  // some tens of microseconds of work, far above what a thread costs to wake
+
+struct Update {
+  float step_size, noise_scale, clip;
+};
+
+// Consecutive float32 elements, the common case.
+inline __attribute__((always_inline)) void update_run(float* x, const float* score, const float* z,
+                                                      int64_t n, Update u) {
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = langevin_update(x[i], score[i], z[i], u.step_size, u.noise_scale, u.clip);
+  }
+}
+
+void update_baseline(float* x, const float* score, const float* z, int64_t n, Update u) {
+  update_run(x, score, z, n, u);
+}
+
+#if NCSN_X86
+NCSN_TARGET_AVX2 void update_avx2(float* x, const float* score, const float* z, int64_t n,
+                                  Update u) {
+  update_run(x, score, z, n, u);
+}
+
+NCSN_TARGET_AVX512 void update_avx512(float* x, const float* score, const float* z, int64_t n,
+                                      Update u) {
+  update_run(x, score, z, n, u);
+}
+#endif
+
+void update(float* x, const float* score, const float* z, int64_t n, Update u) {
+#if NCSN_X86
+  switch (simd_level()) {
+    case Simd::kAvx512:
+      return update_avx512(x, score, z, n, u);
+    case Simd::kAvx2:
+      return update_avx2(x, score, z, n, u);
+    case Simd::kBaseline:
+      break;
+  }
+#endif
+  update_baseline(x, score, z, n, u);
+}
+
+// Calls run(offset of the first element, stride, number, place in the block) for each run of elements first .. last - 1 of a
+// sample that lie in one channel.
+template <typename Run>
+void for_each_run(const Geometry& geometry, const Strides& strides, int64_t sample, int64_t first,
+                  int64_t last, const Run& run) {
+  for (int64_t e = first; e < last;) {
+    const Place place = place_of(geometry, e);
+    const int64_t n = std::min(last - e, geometry.spatial - place.position);
+    run(offset_of(strides, sample, place), strides.spatial, n, e - first);
+    e += n;
+  }
+}
+
+template <typename T>
+void gather(const Operand& from, const Geometry& geometry, int64_t sample, int64_t first,
+            int64_t last, float* to) {
+  const T* data = static_cast<const T*>(from.data);
+  for_each_run(geometry, from.strides, sample, first, last,
+               [&](int64_t offset, int64_t stride, int64_t n, int64_t at) {
+                 for (int64_t i = 0; i < n; ++i) {
+                   to[at + i] = static_cast<float>(data[offset + i * stride]);
+                 }
+               });
+}
+
+// A block of a score or of explicit noise as consecutive float32 numbers: in place if they are that already, else in `buffer`.
+const float* load(const Operand& from, const Geometry& geometry, int64_t sample, int64_t first,
+                  int64_t last, float* buffer) {
+  using torch::headeronly::ScalarType;
+  if (from.dtype == ScalarType::Float && from.strides.spatial == 1 && geometry.channels == 1) {
+    return static_cast<const float*>(from.data) + offset_of(from.strides, sample, {0, first});
+  }
+  switch (from.dtype) {
+    case ScalarType::Float:
+      gather<float>(from, geometry, sample, first, last, buffer);
+      break;
+    case ScalarType::BFloat16:
+      gather<torch::headeronly::BFloat16>(from, geometry, sample, first, last, buffer);
+      break;
+    case ScalarType::Half:
+      gather<torch::headeronly::Half>(from, geometry, sample, first, last, buffer);
+      break;
+    default:
+      gather<double>(from, geometry, sample, first, last, buffer);
+  }
+  return buffer;
+}
+
+void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double step_size,
+                    std::optional<Tensor> step_size_tensor, int64_t seed, int64_t step,
+                    std::optional<Tensor> step_tensor, int64_t sample_offset,
+                    std::optional<double> clip) {
+  const LangevinBatch batch = langevin_batch(x, score, noise);
+  const Geometry& geometry = batch.geometry;
+  const float* device_step_size = one_element<float>(step_size_tensor, x, "step_size_tensor");
+  const int64_t* device_step = one_element<int64_t>(step_tensor, x, "step_tensor");
+  const float eta = device_step_size ? *device_step_size : static_cast<float>(step_size);
+  const uint32_t step_word = static_cast<uint32_t>(device_step ? *device_step : step);
+  const Update settings = {
+      eta, langevin_noise_scale(eta),
+      clip ? static_cast<float>(*clip) : std::numeric_limits<float>::infinity()};
+  const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
+
+  const int64_t blocks = (geometry.elements() + kBlock - 1) / kBlock;  // of a sample
+  torch::stable::parallel_for(
+      0, geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
+        alignas(64) float noise_buffer[kBlock], score_buffer[kBlock], x_buffer[kBlock];
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t sample = i / blocks, first = (i % blocks) * kBlock;
+          const int64_t last = std::min(first + kBlock, geometry.elements());
+          const float* z = noise_buffer;
+          if (batch.noise) {
+            z = load(*batch.noise, geometry, sample, first, last, noise_buffer);
+          } else {
+            const PhiloxCounter counter = {static_cast<uint32_t>(first / 4),
+                                           static_cast<uint32_t>(sample_offset + sample),
+                                           step_word, kStreamLangevin};
+            fill_noise(Noise::kNormal, key, counter, (last - first + 3) / 4, noise_buffer);
+          }
+          const float* s = load(batch.score, geometry, sample, first, last, score_buffer);
+          const float* old = load(batch.x, geometry, sample, first, last, x_buffer);
+          float* const data = static_cast<float*>(batch.x.data);
+          if (old != x_buffer) {
+            update(data + (old - data), s, z, last - first, settings);
+            continue;
+          }
+          update(x_buffer, s, z, last - first, settings);
+          for_each_run(geometry, batch.x.strides, sample, first, last,
+                       [&](int64_t offset, int64_t stride, int64_t n, int64_t at) {
+                         for (int64_t j = 0; j < n; ++j) {
+                           data[offset + j * stride] = x_buffer[at + j];
+                         }
+                       });
+        }
+      });
+}
+
+}  // namespace
+}  // namespace ncsn
+
+STABLE_TORCH_LIBRARY_IMPL(ncsn_fast, CPU, m) {
+  m.impl("langevin_step_", TORCH_BOX(&ncsn::langevin_step_));
+}

@@ -1,0 +1,69 @@
+// The choice of SIMD level, made once at run time. A kernel is written as one always-inlined function template over the level's
+// vector width; NCSN_SIMD_ENTRY makes an entry point of it for each level, compiled with that level's instructions.
+// Nothing here knows what a kernel computes.
+
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define NCSN_X86 1
+#define NCSN_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define NCSN_TARGET_AVX512 \
+  __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")))
+#else
+#define NCSN_X86 0
+#endif
+
+namespace ncsn {
+
+enum class Simd { kBaseline, kAvx2, kAvx512 };
+
+inline const char* simd_name(Simd level) {
+  switch (level) {
+    case Simd::kAvx512:
+      return "avx512";
+    case Simd::kAvx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
+}
+
+// The levels this build has code for, lowest first.
+inline std::vector<std::string> simd_levels() {
+#if NCSN_X86
+  return {"baseline", "avx2", "avx512"};
+#else
+  return {"baseline"};
+#endif
+}
+
+// The highest level of this CPU, or a lower one named by NCSN_FAST_SIMD (for tests and for comparisons).
+inline Simd simd_level() {
+  static const Simd level = [] {
+    Simd best = Simd::kBaseline;
+#if NCSN_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      best = Simd::kAvx2;
+      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
+        best = Simd::kAvx512;
+      }
+    }
+#endif
+    if (const char* wanted = std::getenv("NCSN_FAST_SIMD")) {
+      for (const Simd lower : {Simd::kBaseline, Simd::kAvx2}) {
+        if (lower < best && std::string(wanted) == simd_name(lower)) best = lower;
+      }
+    }
+    return best;
+  }();
+  return level;
+}
+
+}  // namespace ncsn

@@ -1,0 +1,554 @@
+"""The operators, for use in any network: checked arguments in, the chosen backend's result out.
+
+This file holds the public functions and their argument checks. What an operator computes is in ``reference.py``, which
+backend runs in ``dispatch.py``, its gradients in ``autograd.py``, its schema in ``schema.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator as _operator
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import autograd, reference
+from .dispatch import select, set_backend, use_backend
+from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
+from .schema import PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
+
+__all__ = [
+    "STREAM_INIT",
+    "STREAM_LANGEVIN",
+    "STREAM_OTHER",
+    "STREAM_TRAINING",
+    "cond_instance_norm_elu",
+    "langevin_step_",
+    "max_pool5",
+    "norm_elu_conv3x3",
+    "philox_bits",
+    "philox_normal",
+    "philox_uniform",
+    "set_backend",
+    "use_backend",
+]
+
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_PADDINGS = ("neg_inf", "zero")
+
+
+# --- argument checks ------------------------------------------------------------------------------
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def _check_tensor(
+    name: str, value: object, dtypes: Sequence[torch.dtype], like: Tensor | None = None
+) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name} must have dtype {_names(dtypes)}, got {_names([value.dtype])}")
+    if like is not None and value.device != like.device:
+        raise RuntimeError(f"{name} must be on {like.device}, where x is, got {value.device}")
+
+
+def _check_shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
+
+
+def _check_norm(x: Tensor, labels: Tensor, weight: Tensor, name: str = "weight") -> Tensor:
+    """Checks the norm's arguments; returns the labels as int64."""
+    _check_tensor("x", x, _FLOATING)
+    if x.dim() < 3 or 0 in x.shape[1:]:
+        raise ValueError(
+            f"x must have shape (N, C, *spatial) with C and every spatial size >= 1, got {tuple(x.shape)}"
+        )
+    n, channels = x.shape[:2]
+    _check_tensor("labels", labels, _INTEGERS, like=x)
+    if tuple(labels.shape) not in ((n,), (1,)):
+        raise ValueError(f"labels must have shape ({n},) or (1,), got {tuple(labels.shape)}")
+    _check_tensor(name, weight, _FLOATING, like=x)
+    if weight.dim() != 2 or weight.shape[1] not in (2 * channels, 3 * channels):
+        raise ValueError(
+            f"{name} must have shape (K, {2 * channels}), gamma | beta, or (K, {3 * channels}), "
+            f"gamma | alpha | beta, for x with {channels} channels, got {tuple(weight.shape)}"
+        )
+    if channels == 1 and weight.shape[1] == 3:
+        raise ValueError(f"InstanceNorm++ ({name} of 3 columns) needs at least 2 channels, x has 1")
+    return labels.long()
+
+
+def _check_number(name: str, value: float, minimum: float) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value >= minimum):
+        raise ValueError(f"{name} must be finite and >= {minimum:g}, got {value}")
+    return float(value)
+
+
+def _check_integer(name: str, value: int, limit: int) -> int:
+    if not isinstance(value, int):
+        try:
+            value = _operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    if not 0 <= value < limit:
+        raise ValueError(f"{name} must be in 0 .. 2**{limit.bit_length() - 1} - 1, got {value}")
+    return value
+
+
+def _check_seed(seed: int) -> int:
+    """The seed as the signed integer that an operator takes."""
+    seed = _check_integer("seed", seed, 2**64)
+    return seed if seed < 2**63 else seed - 2**64
+
+
+def _check_padding(padding: str) -> None:
+    if padding not in _PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
+
+
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements may share memory (an expanded tensor, say)."""
+    axes = sorted(
+        (stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1
+    )
+    reach = 0
+    for stride, size in axes:
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    # In forward mode an operator would drop the tangents in silence; the autograd.Function raises.
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+# --- the network's operators ----------------------------------------------------------------------
+
+
+def cond_instance_norm_elu(
+    x: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    eps: float = 1e-5,
+    elu: bool = True,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Conditional instance normalisation, then ELU with alpha 1.
+
+    Every plane is normalised by its own mean and biased variance, in training and in evaluation,
+    then scaled and shifted by the row of ``weight`` that its sample's label chooses:
+    :math:`u = \gamma_{y} (x - \mu) / \sqrt{\mathrm{var} + eps} + \beta_{y}`. With three columns a
+    channel it is InstanceNorm++: :math:`u = \gamma (\hat x + \alpha m) + \beta`, where m is the
+    plane's mean, normalised over the channels.
+
+    Args:
+        x: ``(N, C, *spatial)``; float32, bfloat16, float16 or float64; contiguous or channels_last,
+            which the output keeps.
+        labels: ``(N,)`` integers in 0 .. K-1, or of length 1 for the whole batch.
+        weight: ``(K, 2C)``, columns gamma | beta, or ``(K, 3C)``, columns gamma | alpha | beta; floating.
+        eps: added to the variance.
+        elu: False leaves out the activation.
+        backend: ``"native"``, ``"triton"``, ``"reference"``, ``"auto"``; None for the policy of :func:`set_backend`.
+
+    Returns:
+        A tensor of the shape, dtype and layout of ``x``. Differentiable for ``x`` and ``weight``, to any order.
+
+    Raises:
+        TypeError, ValueError: arguments of a wrong dtype or shape.
+        RuntimeError: tensors on different devices; a backend asked for that cannot serve the call.
+        IndexError: a label out of range, on the CPU (on CUDA: a device-side assertion).
+
+    Source: Song & Ermon 2019 (arXiv:1907.05600), appendix A, after Dumoulin et al. 2017 (arXiv:1610.07629).
+    """
+    labels = _check_norm(x, labels, weight)
+    eps = _check_number("eps", eps, 0.0)
+    chosen = select("cond_instance_norm_elu", backend, x, labels, weight)
+    if chosen == "reference":
+        return reference.cond_instance_norm_elu(x, labels, weight, eps, elu)
+    if _needs_gradient(x, weight):
+        return autograd.CondInstanceNormELU.apply(x, labels, weight, eps, elu, chosen)
+    return operator("cond_instance_norm_elu", chosen)(x, labels, weight, eps, elu)[0]
+
+
+def max_pool5(x: Tensor, *, padding: str = "neg_inf", backend: str | None = None) -> Tensor:
+    """The 5x5 max pool with stride 1 and padding 2 of chained residual pooling.
+
+    Args:
+        x: ``(N, C, H, W)``, any floating dtype, contiguous or channels_last, which the output keeps.
+        padding: what surrounds the image: ``"neg_inf"`` (PyTorch's pool) or ``"zero"``.
+        backend: as in :func:`cond_instance_norm_elu`.
+
+    Returns:
+        A tensor of the shape, dtype and layout of ``x``. The gradient of a tie goes to the first
+        maximum of the window in row-major order.
+
+    Raises:
+        TypeError, ValueError: arguments of a wrong dtype or shape; an unknown padding.
+        RuntimeError: a backend asked for that cannot serve the call.
+    """
+    _check_tensor("x", x, _FLOATING)
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(
+            f"x must have shape (N, C, H, W) with C, H and W >= 1, got {tuple(x.shape)}"
+        )
+    _check_padding(padding)
+    chosen = select("max_pool5", backend, x)
+    if chosen == "reference":
+        return reference.max_pool5(x, padding)
+    if _needs_gradient(x):
+        return autograd.MaxPool5.apply(x, padding, chosen)
+    return operator("max_pool5", chosen)(x, padding)
+
+
+def norm_elu_conv3x3(
+    x: Tensor,
+    labels: Tensor,
+    norm_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    dilation: int = 1,
+    residual: Tensor | None = None,
+    pool: str | None = None,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """The repeating unit of the network: norm, ELU, pool if asked for, 3x3 convolution, bias, residual.
+
+    A backend may fuse as much of it as it can; where none does, it is composed of :func:`cond_instance_norm_elu`,
+    :func:`max_pool5` and PyTorch's convolution.
+
+    Args:
+        x: ``(N, C, H, W)``, floating, contiguous or channels_last.
+        labels: ``(N,)`` integers in 0 .. K-1, or of length 1 for the whole batch.
+        norm_weight: the norm's table, ``(K, 2C)`` or ``(K, 3C)``.
+        weight: the convolution's ``(O, C, 3, 3)``.
+        bias: ``(O,)`` or None.
+        dilation: of the convolution; its zero padding is the same, so that the size stays.
+        residual: ``(N, O, H, W)``, added to the result, or None.
+        pool: None, ``"neg_inf"`` or ``"zero"``: a :func:`max_pool5` with that padding before the convolution.
+        eps: added to the variance.
+        backend: as in :func:`cond_instance_norm_elu`; where the unit is composed, it holds for its parts.
+
+    Returns:
+        ``(N, O, H, W)``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, IndexError: as the parts do.
+    """
+    labels = _check_norm(x, labels, norm_weight, "norm_weight")
+    if x.dim() != 4:
+        raise ValueError(f"x must have shape (N, C, H, W), got {tuple(x.shape)}")
+    n, channels, *size = x.shape
+    _check_tensor("weight", weight, _FLOATING, like=x)
+    if weight.dim() != 4 or tuple(weight.shape[1:]) != (channels, 3, 3):
+        raise ValueError(f"weight must have shape (O, {channels}, 3, 3), got {tuple(weight.shape)}")
+    out_channels = weight.shape[0]
+    if bias is not None:
+        _check_tensor("bias", bias, _FLOATING, like=x)
+        _check_shape("bias", bias, (out_channels,))
+    if residual is not None:
+        _check_tensor("residual", residual, _FLOATING, like=x)
+        _check_shape("residual", residual, (n, out_channels, *size))
+    if not isinstance(dilation, int) or dilation < 1:
+        raise ValueError(f"dilation must be an int >= 1, got {dilation!r}")
+    if pool is not None:
+        _check_padding(pool)
+    eps = _check_number("eps", eps, 0.0)
+
+    tensors = (x, labels, norm_weight, weight, bias, residual)
+    chosen = select("norm_elu_conv3x3", backend, *tensors)
+    if chosen == "reference":
+        h = cond_instance_norm_elu(x, labels, norm_weight, eps, backend=backend)
+        if pool is not None:
+            h = max_pool5(h, padding=pool, backend=backend)
+        h = F.conv2d(h, weight, bias, padding=dilation, dilation=dilation)
+        return h if residual is None else h + residual
+    settings = (dilation, pool, eps)
+    if _needs_gradient(*tensors):
+        return autograd.NormELUConv3x3.apply(*tensors, *settings, chosen)
+    return operator("norm_elu_conv3x3", chosen)(*tensors, *settings)
+
+
+# --- noise and the Langevin update ----------------------------------------------------------------
+
+
+def langevin_step_(
+    x: Tensor,
+    score: Tensor,
+    step_size: float | Tensor,
+    *,
+    seed: int | None = None,
+    step: int | Tensor = 0,
+    sample_offset: int = 0,
+    clip: float | None = None,
+    noise: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""One step of Langevin dynamics, in place: :math:`x \leftarrow x + \eta s + \sqrt{2 \eta}\, z`, then a clamp.
+
+    Args:
+        x: the state, float32, first axis the samples; changed in place. Contiguous or channels_last is fastest.
+        score: of the shape of ``x``; float32, bfloat16, float16 or float64; any layout.
+        step_size: :math:`\eta`, a number >= 0, or a tensor of one element on the device of ``x`` (read there, without a
+            synchronisation). Papers that write :math:`x + \frac{\alpha}{2} s + \sqrt{\alpha} z` mean
+            :math:`\eta = \alpha / 2`.
+        seed: of the noise, 0 .. 2**64 - 1. Needed unless ``noise`` is given.
+        step: counts the steps of a whole run from 0; an int, or an int64 tensor of one element on
+            the device of ``x``, so that one captured CUDA graph serves every step.
+        sample_offset: index of the first sample, so that a batch can be drawn in parts.
+        clip: clamps the result to [-clip, clip]; None does not.
+        noise: z itself, of the shape of ``x``, in place of the stream.
+        backend: as in :func:`cond_instance_norm_elu`.
+
+    Returns:
+        ``x``.
+
+    Raises:
+        TypeError, ValueError: arguments of a wrong dtype, shape or range; neither or both of ``seed`` and ``noise``.
+        RuntimeError: tensors on different devices; ``x`` with overlapping memory; a gradient asked for; a backend asked
+            for that cannot serve the call.
+
+    Source: Song & Ermon 2019 (arXiv:1907.05600), algorithm 1. Noise: Philox4x32-10 (Salmon et al. 2011), stream 1.
+    """
+    _check_tensor("x", x, (torch.float32,))
+    if x.dim() == 0:
+        raise ValueError("x must have at least one axis, the samples, got a 0-d tensor")
+    for name, value in (("score", score), ("noise", noise)):
+        if name == "score" or value is not None:
+            _check_tensor(name, value, _FLOATING, like=x)
+            _check_shape(name, value, x.shape)
+    if _overlaps_itself(x):
+        raise RuntimeError(
+            f"x must not overlap itself, as it is written in place; got strides {tuple(x.stride())}"
+            f" for shape {tuple(x.shape)}: use x.clone()"
+        )
+    if _needs_gradient(x, score, noise):
+        raise RuntimeError("langevin_step_ has no gradient: call it under torch.no_grad()")
+    if (seed is None) == (noise is None):
+        given = "neither" if seed is None else "both"
+        raise ValueError(f"exactly one of seed and noise must be given, got {given}")
+
+    step_size_tensor = step_tensor = None
+    if isinstance(step_size, Tensor):
+        _check_tensor("step_size", step_size, _FLOATING, like=x)
+        _check_one_element("step_size", step_size)
+        step_size_tensor, step_size = step_size.float(), 0.0
+    else:
+        step_size = _check_number("step_size", step_size, 0.0)
+    if isinstance(step, Tensor):
+        _check_tensor("step", step, (torch.int64,), like=x)
+        _check_one_element("step", step)
+        step_tensor, step = step, 0
+    else:
+        step = _check_integer("step", step, 2**32)
+    signed_seed = 0 if seed is None else _check_seed(seed)
+    sample_offset = _check_samples(sample_offset, x.shape[0])
+    clip = None if clip is None else _check_number("clip", clip, 0.0)
+
+    chosen = select("langevin_step_", backend, x, score, noise)
+    if chosen == "reference":
+        return reference.langevin_step_(
+            x,
+            score,
+            noise,
+            step_size if step_size_tensor is None else step_size_tensor,
+            seed=signed_seed,
+            step=step if step_tensor is None else step_tensor,
+            sample_offset=sample_offset,
+            clip=clip,
+        )
+    operator("langevin_step_", chosen)(
+        x,
+        score,
+        noise,
+        step_size,
+        step_size_tensor,
+        signed_seed,
+        step,
+        step_tensor,
+        sample_offset,
+        clip,
+    )
+    return x
+
+
+def _check_one_element(name: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+
+
+def _check_samples(sample_offset: int, n: int) -> int:
+    sample_offset = _check_integer("sample_offset", sample_offset, 2**32)
+    if sample_offset + n > 2**32:
+        raise ValueError(
+            f"sample_offset + the number of samples must be at most 2**32, got {sample_offset} + {n}"
+        )
+    return sample_offset
+
+
+def _philox(
+    shape: Sequence[int],
+    kind: int,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    step: int,
+    sample_offset: int,
+    stream: int,
+    device: torch.device | str,
+    memory_format: torch.memory_format,
+    backend: str | None,
+) -> Tensor:
+    shape = tuple(shape)
+    if not shape:
+        raise ValueError("shape must have at least one axis, the samples, got ()")
+    signed_seed = _check_seed(seed)
+    step = _check_integer("step", step, 2**32)
+    sample_offset = _check_samples(sample_offset, shape[0])
+    stream = _check_integer("stream", stream, 2**32)
+    if kind != PHILOX_BITS and dtype not in _FLOATING:
+        raise TypeError(f"dtype must be one of {_names(_FLOATING)}, got {dtype}")
+    # Half precision is the float32 number, rounded; float64 is evaluated in float64, by the reference alone.
+    out_dtype = dtype if dtype in (torch.int32, torch.float64) else torch.float32
+    out = torch.empty(shape, dtype=out_dtype, device=device, memory_format=memory_format)
+    chosen = select("philox_", "reference" if dtype == torch.float64 else backend, out)
+    if chosen != "reference":
+        operator("philox_", chosen)(out, signed_seed, step, sample_offset, stream, kind)
+        return out.to(dtype)
+    counter = {
+        "seed": signed_seed,
+        "step": step,
+        "sample_offset": sample_offset,
+        "stream": stream,
+        "device": out.device,
+    }
+    if kind == PHILOX_BITS:
+        return out.copy_(reference.philox_bits(shape, **counter))
+    draw = reference.philox_normal if kind == PHILOX_NORMAL else reference.philox_uniform
+    return out.copy_(draw(shape, dtype=out_dtype, **counter)).to(dtype)
+
+
+def philox_normal(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    step: int = 0,
+    sample_offset: int = 0,
+    stream: int = STREAM_OTHER,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+    backend: str | None = None,
+) -> Tensor:
+    """Standard normal numbers of the project's noise stream.
+
+    The number of an element depends on (seed, step, stream), on the sample's index and on the element's place in its
+    sample in logical order; not on the batch, the layout, the device or the backend.
+
+    Args:
+        shape: of the result; the first axis is the samples.
+        seed: 0 .. 2**64 - 1.
+        step: the third word of the counter.
+        sample_offset: index of the first sample.
+        stream: separates uses: 0 initial state, 1 Langevin noise, 2 training perturbation, 3 anything else.
+        dtype: float32, bfloat16 and float16 (the float32 numbers, rounded), or float64 (evaluated in float64).
+        device: of the result.
+        memory_format: of the result.
+        backend: as in :func:`cond_instance_norm_elu`.
+
+    Returns:
+        A tensor of the shape, at most 5.77 in size. Backends agree within 2e-6.
+
+    Raises:
+        TypeError, ValueError: arguments of a wrong type or range.
+        RuntimeError: a backend asked for that cannot serve the call.
+
+    Source: Philox4x32-10 (Salmon et al. 2011); Box & Muller 1958.
+    """
+    return _philox(
+        shape,
+        PHILOX_NORMAL,
+        dtype,
+        seed=seed,
+        step=step,
+        sample_offset=sample_offset,
+        stream=stream,
+        device=device,
+        memory_format=memory_format,
+        backend=backend,
+    )
+
+
+def philox_uniform(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    step: int = 0,
+    sample_offset: int = 0,
+    stream: int = STREAM_OTHER,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+    backend: str | None = None,
+) -> Tensor:
+    """Uniform numbers of the noise stream, ``((w >> 9) + 0.5) * 2**-23``: in (0, 1), never 0 or 1 in float32.
+
+    Arguments, errors and source as in :func:`philox_normal`.
+    """
+    return _philox(
+        shape,
+        PHILOX_UNIFORM,
+        dtype,
+        seed=seed,
+        step=step,
+        sample_offset=sample_offset,
+        stream=stream,
+        device=device,
+        memory_format=memory_format,
+        backend=backend,
+    )
+
+
+def philox_bits(
+    shape: Sequence[int],
+    *,
+    seed: int,
+    step: int = 0,
+    sample_offset: int = 0,
+    stream: int = STREAM_OTHER,
+    device: torch.device | str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+    backend: str | None = None,
+) -> Tensor:
+    """The 32-bit words of the noise stream, as int32 bit patterns; the same bits in every backend.
+
+    Arguments, errors and source as in :func:`philox_normal`.
+    """
+    return _philox(
+        shape,
+        PHILOX_BITS,
+        torch.int32,
+        seed=seed,
+        step=step,
+        sample_offset=sample_offset,
+        stream=stream,
+        device=device,
+        memory_format=memory_format,
+        backend=backend,
+    )

@@ -1,0 +1,188 @@
+"""Autograd around the operators, to second order and beyond.
+
+An operator's first gradient is its ``_backward`` operator. Differentiating that gradient goes through the
+reference with its statistics recomputed: saved statistics taken as constants would make second derivatives wrong without
+a word.
+Forward-mode differentiation raises, as ``autograd.Function`` without a ``jvp`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+from . import reference
+from .schema import operator
+
+
+def reference_vjp(
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    grad_outputs: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``function(*inputs)`` by autograd, differentiable again; None for inputs without a gradient."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: the same tensor given twice still has one gradient for each place.
+        aliases = [t.view_as(t) if t is not None and t.requires_grad else t for t in inputs]
+        wanted = [t for t in aliases if t is not None and t.requires_grad]
+        outputs = function(*aliases)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        pairs = [
+            (y, g)
+            for y, g in zip(outputs, grad_outputs, strict=True)
+            if y is not None and g is not None and y.requires_grad
+        ]
+        if not pairs or not wanted:
+            return (None,) * len(inputs)
+        grads = iter(
+            torch.autograd.grad(
+                [y for y, _ in pairs],
+                wanted,
+                [g for _, g in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+    return tuple(next(grads) if t is not None and t.requires_grad else None for t in aliases)
+
+
+class CondInstanceNormELU(Function):
+    """``cond_instance_norm_elu`` by the operator of a backend; saves x, mean and rstd, neither y nor xhat."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        eps: float,
+        elu: bool,
+        backend: str,
+    ) -> Tensor:
+        y, mean, rstd = operator("cond_instance_norm_elu", backend)(x, labels, weight, eps, elu)
+        ctx.save_for_backward(x, labels, weight, mean, rstd)
+        ctx.settings = (eps, elu, backend)
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        grads = CondInstanceNormELUBackward.apply(grad_y, *ctx.saved_tensors, *ctx.settings)
+        return (grads[0], None, grads[1], None, None, None)
+
+
+class CondInstanceNormELUBackward(Function):
+    """The first gradient as a function of its own, so that it can be differentiated."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        grad_y: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        eps: float,
+        elu: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(grad_y, x, labels, weight)
+        ctx.settings = (eps, elu)
+        backward = operator("cond_instance_norm_elu_backward", backend)
+        return backward(grad_y, x, labels, weight, mean, rstd, elu)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_y, x, labels, weight = ctx.saved_tensors
+        eps, elu = ctx.settings
+
+        def first_gradient(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+            def forward(x: Tensor, weight: Tensor) -> Tensor:
+                return reference.cond_instance_norm_elu(x, labels, weight, eps, elu)
+
+            return reference_vjp(forward, (x, weight), (grad_y,))
+
+        seconds = reference_vjp(first_gradient, (grad_y, x, weight), grads)
+        return (seconds[0], seconds[1], None, seconds[2], None, None, None, None, None)
+
+
+class MaxPool5(Function):
+    """``max_pool5`` by the operator of a backend; saves x."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, padding: str, backend: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.settings = (padding, backend)
+        return operator("max_pool5", backend)(x, padding)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        return MaxPool5Backward.apply(grad_y, *ctx.saved_tensors, *ctx.settings), None, None
+
+
+class MaxPool5Backward(Function):
+    """The gradient of the pool: linear in ``grad_y``, piecewise constant in ``x``."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, grad_y: Tensor, x: Tensor, padding: str, backend: str) -> Tensor:
+        ctx.save_for_backward(grad_y, x)
+        ctx.padding = padding
+        return operator("max_pool5_backward", backend)(grad_y, x, padding)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_y, x = ctx.saved_tensors
+
+        def first_gradient(grad_y: Tensor, x: Tensor) -> Tensor | None:
+            return reference_vjp(partial(reference.max_pool5, padding=ctx.padding), (x,), (grad_y,))
+
+        return (*reference_vjp(first_gradient, (grad_y, x), (grad,)), None, None)
+
+
+class NormELUConv3x3(Function):
+    """``norm_elu_conv3x3`` by the fused operator of a backend; its gradients recompute the reference."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        labels: Tensor,
+        norm_weight: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        dilation: int,
+        pool: str | None,
+        eps: float,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(x, labels, norm_weight, weight, bias, residual)
+        ctx.settings = (dilation, pool, eps)
+        fused = operator("norm_elu_conv3x3", backend)
+        return fused(x, labels, norm_weight, weight, bias, residual, dilation, pool, eps)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, labels, norm_weight, weight, bias, residual = ctx.saved_tensors
+        dilation, pool, eps = ctx.settings
+
+        def forward(
+            x: Tensor,
+            norm_weight: Tensor,
+            weight: Tensor,
+            bias: Tensor | None,
+            residual: Tensor | None,
+        ) -> Tensor:
+            return reference.norm_elu_conv3x3(
+                x, labels, norm_weight, weight, bias, residual, dilation, pool, eps
+            )
+
+        inputs = (x, norm_weight, weight, bias, residual)
+        grads = reference_vjp(forward, inputs, (grad_y,))
+        return (grads[0], None, *grads[1:], None, None, None, None)

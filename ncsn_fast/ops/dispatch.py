@@ -1,0 +1,150 @@
+"""Chooses the backend of a call, in plain Python, from metadata alone (device, dtype, layout).
+
+A backend serves a call if its library is loaded, it implements the operator, and ``LIMITS`` has no objection. A backend
+that was asked for and cannot serve raises with the reason; ``auto`` takes the first that can.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from . import extension
+
+BACKENDS = ("native", "triton", "reference")
+OPERATORS = (
+    "cond_instance_norm_elu",
+    "langevin_step_",
+    "max_pool5",
+    "norm_elu_conv3x3",
+    "philox_",
+)
+
+# Operators that are made of others where no kernel does them at once; the parts then answer for the backend.
+COMPOSED = ("norm_elu_conv3x3",)
+
+# The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
+AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference")}
+
+# The policy: an operator's name, or "*" for all others, to a backend or "auto". A plain global, so that torch.compile
+# guards on it and compiles anew when it changes.
+_policy: dict[str, str] = {"*": "auto"}
+
+
+def _check_backend(name: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or auto, got {name!r}")
+    return name
+
+
+def set_backend(name: str, op: str | None = None) -> None:
+    """Choose the backend of every operator, or of one, for the whole process.
+
+    Args:
+        name: ``"native"`` (C++ or CUDA C++), ``"triton"``, ``"reference"`` (PyTorch) or ``"auto"``, the fastest
+            that can serve the call.
+        op: an operator's name, such as ``"langevin_step_"``; None for all of them.
+
+    Raises:
+        ValueError: an unknown backend or operator.
+    """
+    _check_backend(name)
+    if op is None:
+        _policy.clear()
+    elif op not in OPERATORS:
+        raise ValueError(f"op must be one of {', '.join(OPERATORS)}, got {op!r}")
+    _policy[op or "*"] = name
+
+
+@contextmanager
+def use_backend(name: str, op: str | None = None) -> Iterator[None]:
+    """:func:`set_backend` for the length of a ``with`` block."""
+    before = dict(_policy)
+    set_backend(name, op)
+    try:
+        yield
+    finally:
+        _policy.clear()
+        _policy.update(before)
+
+
+def policy() -> dict[str, str]:
+    """What :func:`set_backend` and :func:`use_backend` have chosen: operator, or "*" for all others, to backend."""
+    return dict(_policy)
+
+
+def layout_of(x: Tensor) -> str | None:
+    """``"contiguous"``, ``"channels_last"`` (of 4 or 5 dimensions), or None for any other strides."""
+    if x.is_contiguous():
+        return "contiguous"
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return "channels_last"
+    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return "channels_last"
+    return None
+
+
+def _dense(*tensors: Tensor | None) -> str | None:
+    for tensor in tensors:
+        if tensor is not None and layout_of(tensor) is None:
+            return f"strides {tuple(tensor.stride())} are neither contiguous nor channels_last"
+    return None
+
+
+# Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
+LIMITS: dict[str, Callable[..., str | None]] = {
+    "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
+    "langevin_step_": _dense,
+    "max_pool5": _dense,
+    "norm_elu_conv3x3": lambda x, labels, norm_weight, weight, bias, residual: _dense(x, residual),
+    "philox_": _dense,
+}
+
+
+def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:
+    """Why a backend cannot serve the operator on a device (and with these tensors, if given); None if it can."""
+    if backend == "reference":
+        return None
+    if device_type not in AUTO:
+        return f"there are no {backend} kernels for device type {device_type!r}"
+    if backend == "triton" and device_type == "cpu" and not extension.interpreting():
+        return "triton has no CPU kernels (TRITON_INTERPRET=1 interprets them, slowly)"
+    reason = extension.status("triton" if backend == "triton" else device_type)
+    if reason is not None:
+        return reason
+    if not extension.has_kernel(op, backend, device_type):
+        return f"{op} has no {backend} kernel for {device_type}"
+    return LIMITS[op](*tensors) if tensors else None
+
+
+def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
+    """The backend that serves this call.
+
+    Raises:
+        RuntimeError: the backend asked for, by the call or by :func:`set_backend`, cannot serve it.
+        ValueError: there is no backend of that name.
+    """
+    choice = _policy.get(op, _policy["*"]) if backend is None else _check_backend(backend)
+    device_type = tensors[0].device.type
+    if choice != "auto":
+        reason = why_not(choice, op, device_type, *tensors)
+        if reason is not None and op in COMPOSED:
+            return "reference"
+        if reason is not None:
+            raise RuntimeError(f"backend {choice!r} cannot serve {op}: {reason}")
+        return choice
+    for name in AUTO.get(device_type, ()):
+        if why_not(name, op, device_type, *tensors) is None:
+            return name
+    return "reference"
+
+
+_wanted = os.environ.get("NCSN_FAST_BACKEND", "auto")
+try:
+    set_backend(_wanted)
+except ValueError as error:
+    raise ValueError(f"environment variable NCSN_FAST_BACKEND: {error}") from None

@@ -1,0 +1,113 @@
+"""Loads the compiled and the Triton kernels, each once, in silence, and remembers why one could not be loaded.
+
+Nothing here raises: ``ncsn_fast`` works with no compiler, no GPU and no Triton. The C++ kernels load with the package;
+those for a GPU when they are first needed, so that an import touches no driver. The reasons are shown by
+``ncsn_fast.info`` and by the error of a backend that was asked for by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from . import schema
+
+_Answer = TypeVar("_Answer")
+
+BUILD_COMMAND = "pip install --no-build-isolation ."
+
+_status: dict[str, str | None] = {}
+_lock = threading.Lock()
+
+
+def _constant(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
+    """Lets torch.compile call the function while it traces, and take its answer as a constant.
+
+    ``torch.compiler.assume_constant_result`` does the same, and imports the whole compiler for it.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
+def status(library: str) -> str | None:
+    """None if the kernel library (``"cpu"``, ``"cuda"`` or ``"triton"``) is loaded, else the reason why it is not."""
+    if library not in _status:
+        with _lock:
+            if library not in _status:
+                _status[library] = _LOADERS[library]()
+    return _status[library]
+
+
+# What goes wrong in a library that was built for another Python, torch or CUDA.
+_LOAD_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
+
+
+def _load_cpu() -> str | None:
+    if importlib.util.find_spec("ncsn_fast._C") is None:
+        return f"the C++ extension is not built: with torch installed, {BUILD_COMMAND}"
+    try:
+        importlib.import_module("ncsn_fast._C")
+    except _LOAD_ERRORS as error:
+        return f"the C++ extension does not load: {error}"
+    return None
+
+
+def _load_cuda() -> str | None:
+    spec = importlib.util.find_spec("ncsn_fast._C_cuda")
+    if spec is None or spec.origin is None:
+        return f"the CUDA extension is not built: with nvcc, NCSN_FAST_BUILD=cuda {BUILD_COMMAND}"
+    if not torch.cuda.is_available():
+        return "the CUDA extension is built, but torch sees no CUDA device"
+    try:
+        torch.ops.load_library(spec.origin)
+    except _LOAD_ERRORS as error:
+        return f"the CUDA extension does not load: {error}"
+    return None
+
+
+def _load_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if not (torch.cuda.is_available() or interpreting()):
+        return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    try:
+        from ncsn_fast.kernels import langevin_step, philox
+    except _LOAD_ERRORS as error:
+        return f"triton does not load: {error}"
+    library = schema.LIBRARIES[schema.TRITON]
+    for key in ("CUDA", "CPU") if interpreting() else ("CUDA",):
+        library.impl("langevin_step_", langevin_step.langevin_step_, key)
+        library.impl("philox_", philox.philox_, key)
+    return None
+
+
+_LOADERS = {"cpu": _load_cpu, "cuda": _load_cuda, "triton": _load_triton}
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def build_config() -> dict[str, object] | None:
+    """Compiler, flags, SIMD levels and versions of the compiled part; None if it is not loaded."""
+    if status("cpu") is not None:
+        return None
+    return dict(importlib.import_module("ncsn_fast._C").build_config())
+
+
+@_constant
+def has_kernel(op: str, backend: str, device_type: str) -> bool:
+    """Whether the backend's loaded library implements the operator for the device type."""
+    namespace = schema.TRITON if backend == "triton" else schema.NATIVE
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{op}", device_type.upper())
+
+
+status("cpu")

@@ -1,0 +1,124 @@
+"""The operators' schemas, fakes and reference kernels: the one place where operators are defined.
+
+Every operator exists twice, with one schema: in the namespace ``ncsn_fast`` (implemented in C++ for the CPU
+and in CUDA C++, with the reference below it wherever neither is loaded) and in ``ncsn_fast_triton`` (implemented in
+Triton). Compiled code only implements; nothing else in the project may define.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import reference
+
+NATIVE, TRITON = "ncsn_fast", "ncsn_fast_triton"
+
+# Kinds of `philox_`, and the dtype each writes.
+PHILOX_BITS, PHILOX_UNIFORM, PHILOX_NORMAL = 0, 1, 2
+
+SCHEMAS = {
+    "cond_instance_norm_elu": (
+        "(Tensor x, Tensor labels, Tensor weight, float eps, bool elu)"
+        " -> (Tensor y, Tensor mean, Tensor rstd)"
+    ),
+    "cond_instance_norm_elu_backward": (
+        "(Tensor grad_y, Tensor x, Tensor labels, Tensor weight, Tensor mean, Tensor rstd, bool elu)"
+        " -> (Tensor grad_x, Tensor grad_weight)"
+    ),
+    "max_pool5": "(Tensor x, str padding) -> Tensor",
+    "max_pool5_backward": "(Tensor grad_y, Tensor x, str padding) -> Tensor",
+    "norm_elu_conv3x3": (
+        "(Tensor x, Tensor labels, Tensor norm_weight, Tensor weight, Tensor? bias,"
+        " Tensor? residual, int dilation, str? pool, float eps) -> Tensor"
+    ),
+    "langevin_step_": (
+        "(Tensor(a!) x, Tensor score, Tensor? noise, float step_size, Tensor? step_size_tensor,"
+        " SymInt seed, SymInt step, Tensor? step_tensor, SymInt sample_offset, float? clip) -> ()"
+    ),
+    "philox_": (
+        "(Tensor(a!) out, SymInt seed, SymInt step, SymInt sample_offset, int stream, int kind)"
+        " -> ()"
+    ),
+}
+
+
+def _langevin_step_(
+    x,
+    score,
+    noise,
+    step_size,
+    step_size_tensor,
+    seed,
+    step,
+    step_tensor,
+    sample_offset,
+    clip,
+):
+    reference.langevin_step_(
+        x,
+        score,
+        noise,
+        step_size if step_size_tensor is None else step_size_tensor,
+        seed=seed,
+        step=step if step_tensor is None else step_tensor,
+        sample_offset=sample_offset,
+        clip=clip,
+    )
+
+
+def _philox_(out, seed, step, sample_offset, stream, kind):
+    draw = (reference.philox_bits, reference.philox_uniform, reference.philox_normal)[kind]
+    out.copy_(
+        draw(
+            tuple(out.shape),
+            seed=seed,
+            step=step,
+            sample_offset=sample_offset,
+            stream=stream,
+            device=out.device,
+        )
+    )
+
+
+# What each operator computes where no compiled kernel is loaded.
+KERNELS = {
+    "cond_instance_norm_elu": reference.cond_instance_norm_elu_with_statistics,
+    "cond_instance_norm_elu_backward": reference.cond_instance_norm_elu_backward,
+    "max_pool5": reference.max_pool5,
+    "max_pool5_backward": reference.max_pool5_backward,
+    "norm_elu_conv3x3": reference.norm_elu_conv3x3,
+    "langevin_step_": _langevin_step_,
+    "philox_": _philox_,
+}
+
+
+def _define(namespace: str) -> torch.library.Library:
+    library = torch.library.Library(namespace, "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema)
+        in_place = name.endswith("_")
+        # On fake tensors the reference itself tells shapes, dtypes and strides; an in-place operator has none to tell.
+        fake = _nothing if in_place else KERNELS[name]
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+    return library
+
+
+def _nothing(*args: object) -> None:
+    return None
+
+
+def _implement_reference(library: torch.library.Library) -> None:
+    for name, kernel in KERNELS.items():
+        # Without no_grad, autograd would record the reference's own operations inside the operator.
+        library.impl(name, torch.no_grad()(kernel), "CompositeExplicitAutograd")
+
+
+# Kept for as long as the module: a Library that is collected takes its operators along.
+LIBRARIES = {namespace: _define(namespace) for namespace in (NATIVE, TRITON)}
+_implement_reference(LIBRARIES[NATIVE])
+
+
+def operator(name: str, backend: str) -> torch._ops.OpOverload:
+    """The dispatcher's operator that a backend implements (``"native"`` or ``"triton"``)."""
+    namespace = TRITON if backend == "triton" else NATIVE
+    return getattr(getattr(torch.ops, namespace), name).default

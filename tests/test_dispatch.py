@@ -1,0 +1,218 @@
+"""Which backend serves a call, and what is said when one cannot; the package without its extension."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ncsn_fast
+from ncsn_fast import info, ops, set_backend, use_backend
+from ncsn_fast.ops import dispatch, extension
+
+
+def ran_by(record_backends, **arguments):
+    x = torch.zeros(2, 3, 4, 4)
+    with record_backends() as ran:
+        ops.langevin_step_(x, x.clone(), 0.1, seed=1, **arguments)
+    assert len(ran) <= 1
+    return ran[0][1] if ran else "reference"
+
+
+@pytest.fixture(autouse=True)
+def policy_restored():
+    with use_backend("auto"):
+        yield
+
+
+def test_the_extension_is_built_and_loaded():
+    assert extension.status("cpu") is None
+    assert extension.build_config()["torch"] == torch.__version__
+
+
+def test_auto_call_block_and_process(record_backends):
+    assert ran_by(record_backends) == "native"
+    assert ran_by(record_backends, backend="reference") == "reference"
+    with use_backend("reference"):
+        assert ran_by(record_backends) == "reference"
+        assert ran_by(record_backends, backend="native") == "native"
+        with use_backend("native", op="langevin_step_"):
+            assert ran_by(record_backends) == "native"
+        assert ran_by(record_backends) == "reference"
+    assert ran_by(record_backends) == "native"
+    set_backend("reference", op="langevin_step_")
+    assert ran_by(record_backends) == "reference"
+    assert dispatch.policy() == {"*": "auto", "langevin_step_": "reference"}
+    set_backend("auto")  # for all of them
+    assert dispatch.policy() == {"*": "auto"}
+
+
+def test_policy_is_restored_after_an_error():
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    assert dispatch.policy() == {"*": "auto"}
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="native, triton, reference or auto, got 'cudnn'"):
+        set_backend("cudnn")
+    with pytest.raises(ValueError, match="op must be one of .*langevin_step_.*got 'relu'"):
+        set_backend("native", op="relu")
+
+
+def test_a_backend_that_cannot_serve_says_why():
+    x, labels, weight = torch.zeros(2, 3, 4, 4), torch.tensor([0]), torch.ones(1, 6)
+    with pytest.raises(RuntimeError, match="'triton' cannot serve max_pool5: triton has no CPU"):
+        ops.max_pool5(x, backend="triton")
+    convolution = torch.zeros(3, 3, 3, 3)
+    with pytest.raises(RuntimeError, match="'triton' cannot serve cond_instance_norm_elu"):
+        ops.norm_elu_conv3x3(x, labels, weight, convolution, None, backend="triton")
+
+
+def test_a_compiled_function_follows_the_policy():
+    @torch.compile(fullgraph=True, backend="eager")
+    def call(x):
+        return ops.langevin_step_(x, torch.zeros_like(x), 0.1, seed=1)
+
+    x = torch.zeros(2, 3, 4, 4)
+    for backend in ("auto", "reference", "native"):
+        with use_backend(backend):
+            call(x)  # compiles
+            with torch.profiler.profile() as profile:
+                call(x)
+        names = {event.key for event in profile.key_averages()}
+        assert ("ncsn_fast::langevin_step_" in names) == (backend != "reference")
+
+
+# --- in a process of their own --------------------------------------------------------------------
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_import_is_silent_and_needs_only_the_core():
+    code = (
+        "import sys, ncsn_fast; extras = {'typer', 'matplotlib', 'sklearn', 'PIL', 'triton', 'scipy'};"
+        "print(sorted(extras & set(sys.modules)))"
+    )
+    result = python(code)
+    assert (result.returncode, result.stderr, result.stdout.strip()) == (0, "", "[]")
+
+
+def test_environment_variable():
+    code = "from ncsn_fast.ops import dispatch; print(dispatch.policy())"
+    assert "'*': 'reference'" in python(code, NCSN_FAST_BACKEND="reference").stdout
+    wrong = python(code, NCSN_FAST_BACKEND="fast")
+    assert "NCSN_FAST_BACKEND: backend must be one of" in wrong.stderr
+
+
+HIDE = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name in {hidden} else find(name, *a)
+"""
+
+WITHOUT_EXTENSION = """
+import torch, ncsn_fast
+from ncsn_fast import ops
+from ncsn_fast.ops import extension
+assert "not built" in extension.status("cpu"), extension.status("cpu")
+assert extension.build_config() is None
+assert "ncsn_fast._C" not in sys.modules
+x = torch.zeros(2, 1, 8, 8)
+ops.langevin_step_(x, x.clone(), 0.5, seed=1234)
+torch.ops.ncsn_fast.langevin_step_(x, x.clone(), None, 0.5, None, 1234, 0, None, 0, None)
+model = ncsn_fast.NCSN(in_channels=1, nf=4, num_classes=2)
+model.set_sigmas(model.make_sigmas(1.0, 0.1, 2))
+out = model.sample(2, 8, 1, 2, 1e-3, seed=1, verbose=False)
+assert out.shape == (2, 1, 8, 8) and out.isfinite().all()
+try:
+    ops.langevin_step_(x, x.clone(), 0.5, seed=1, backend="native")
+except RuntimeError as error:
+    assert "pip install" in str(error), error
+else:
+    raise AssertionError("native served without its extension")
+print("ok", float(out.sum()))
+"""
+
+
+def test_everything_works_without_the_extension():
+    hide = HIDE.format(hidden={"ncsn_fast._C", "ncsn_fast._C_cuda"})
+    result = python(hide + WITHOUT_EXTENSION)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("ok")
+
+
+def test_an_extension_that_does_not_load_is_reported():
+    code = HIDE.format(hidden=set()) + (
+        "import importlib\nreal = importlib.import_module\n"
+        "def broken(name, package=None):\n"
+        "    if name == 'ncsn_fast._C': raise ImportError('undefined symbol: torch_x')\n"
+        "    return real(name, package)\n"
+        "importlib.import_module = broken\n"
+        "from ncsn_fast.ops import extension; print(extension.status('cpu'))"
+    )
+    assert "does not load: undefined symbol: torch_x" in python(code).stdout
+
+
+# --- info -----------------------------------------------------------------------------------------
+
+
+def info_of(prefix: str = "", **environment: str) -> dict:
+    code = prefix + "\nfrom ncsn_fast import info; raise SystemExit(info.main(['--json']))"
+    result = python(code, **environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_info_with_and_without():
+    whole = info_of()
+    assert whole["libraries"]["cpu"] is None
+    assert whole["operators"]["cpu"]["langevin_step_"]["auto"] == "native"
+    assert whole["build"]["simd_level"] in whole["build"]["simd_levels"]
+    assert whole["packages"]["torch"] == torch.__version__
+
+    hidden = info_of(HIDE.format(hidden={"ncsn_fast._C"}))
+    assert "not built" in hidden["libraries"]["cpu"] and hidden["build"] is None
+    facts = hidden["operators"]["cpu"]["langevin_step_"]
+    assert facts["auto"] == "reference" and "not built" in facts["why_not"]["native"]
+
+    without_triton = info_of(HIDE.format(hidden={"triton"}))
+    assert "not installed" in without_triton["libraries"]["triton"]
+
+    interpreted = info_of(TRITON_INTERPRET="1")
+    assert interpreted["libraries"]["triton"] is None
+    assert interpreted["operators"]["cpu"]["langevin_step_"]["why_not"]["triton"] is None
+
+
+def test_info_as_text():
+    command = [sys.executable, "-m", "ncsn_fast.info"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ""
+    for line in (
+        f"ncsn_fast {ncsn_fast.__version__}",
+        "kernels    cpu: loaded",
+        "norm_elu_conv3x3",
+    ):
+        assert line in result.stdout
+    wrong = subprocess.run([*command, "--yaml"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "usage" in wrong.stderr
+
+
+def test_info_lists_every_operator_and_backend():
+    table = info.collect()["operators"]["cpu"]
+    assert set(table) == set(dispatch.OPERATORS)
+    for facts in table.values():
+        assert set(facts["why_not"]) == set(dispatch.BACKENDS)
+        assert facts["why_not"]["reference"] is None
