@@ -228,10 +228,11 @@ def cpp_toolchain(torch_dir: Path) -> dict:
     # No contraction to fused multiply-adds and no -ffast-math: the noise has the same bits on every SIMD level.
     # No -march=native: the level is chosen at run time.
     flags = [
-        *common_flags(torch_dir),
         "-fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra",
+        # Before torch's headers, which hold a pybind11 of their own that refuses a stable-ABI build.
         f"-isystem {pybind11.get_include()}",
         f"-isystem {sysconfig.get_paths()['include']}",
+        *common_flags(torch_dir),
     ]
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
     return {

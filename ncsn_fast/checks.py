@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 
 
 def positive_int(name: str, value: object) -> int:
@@ -28,3 +29,14 @@ def positive_number(name: str, value: object) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be positive and finite, got {number:g}")
     return number
+
+
+def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """``image_size``, an int or a pair of ints, as a height and a width."""
+    if not isinstance(image_size, Sequence):
+        size = positive_int("image_size", image_size)
+        return size, size
+    if len(image_size) != 2:
+        raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
+    height, width = (positive_int("image_size", side) for side in image_size)
+    return height, width

@@ -17,12 +17,12 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from . import ops
-from .checks import positive_int
+from .checks import height_and_width, positive_int
 from .config import NCSNConfig
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
 from .losses import denoising_score_matching_loss, perturb
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
-from .sampling import annealed_langevin, draw_seed, initial_state
+from .sampling import annealed_langevin, check_init, draw_seed, initial_state
 from .schedules import check_sigmas, make_sigmas
 
 CLIP = 1.0  # data lie in [-1, 1]
@@ -260,7 +260,7 @@ class NCSN(
         """
         self._require_sigmas()
         n_samples = positive_int("n_samples", n_samples)
-        height, width = _check_image_size(image_size)
+        height, width = height_and_width(image_size)
         channels = self.config.in_channels
         if in_channels is not None and in_channels != channels:
             raise ValueError(f"in_channels must be the model's, {channels}, got {in_channels!r}")
@@ -274,7 +274,7 @@ class NCSN(
             start = {"seed": seed, "sample_offset": sample_offset, "device": device}
             init = initial_state(shape, init_dist, **start)
         else:
-            init = _check_init(init, shape).to(device)
+            init = check_init(init, shape).to(device)
         levels = torch.arange(self.config.num_classes, device=device)
 
         def score(x: Tensor, level: int) -> Tensor:
@@ -416,23 +416,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _check_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(image_size, Sequence):
-        size = positive_int("image_size", image_size)
-        return size, size
-    if len(image_size) != 2:
-        raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
-    height, width = (positive_int("image_size", side) for side in image_size)
-    return height, width
-
-
-def _check_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if not isinstance(init, Tensor):
-        raise TypeError(f"init must be a tensor, got {type(init).__name__}")
-    if not init.is_floating_point():
-        raise TypeError(f"init must be floating point, got {init.dtype}")
-    if tuple(init.shape) != shape:
-        raise ValueError(f"init must have shape {shape}, got {tuple(init.shape)}")
-    return init

@@ -124,6 +124,17 @@ def initial_state(
     return 2 * x - 1 if init_dist == "uniform" else x
 
 
+def check_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A start that a caller gave, of the right shape and kind."""
+    if not isinstance(init, Tensor):
+        raise TypeError(f"init must be a tensor, got {type(init).__name__}")
+    if not init.is_floating_point():
+        raise TypeError(f"init must be floating point, got {init.dtype}")
+    if tuple(init.shape) != shape:
+        raise ValueError(f"init must have shape {shape}, got {tuple(init.shape)}")
+    return init
+
+
 def draw_seed() -> int:
     """A seed from torch's default CPU generator: ``torch.manual_seed`` governs, no device waits."""
     return int(torch.randint(2**63 - 1, (1,), device="cpu"))

@@ -342,12 +342,10 @@ def test_loss_takes_one_label_for_the_batch():
 
 
 def test_loss_is_summed_in_float32():
-    # 4096 ones in bfloat16 would stop at 256: 256 + 1 is 256 there.
-    score = torch.zeros(1, 4096, dtype=torch.bfloat16)
-    noise = torch.ones(1, 4096)
-    loss = denoising_score_matching_loss(score, torch.ones(1), noise)
+    score = torch.zeros(1, 4097, dtype=torch.bfloat16)
+    loss = denoising_score_matching_loss(score, torch.ones(1).bfloat16(), torch.ones_like(score))
     assert loss.dtype == torch.float32
-    assert loss == 4096
+    assert loss == 4097  # 4096 in bfloat16
     assert make_model().bfloat16().get_loss(torch.randn(2, 2, 4, 4).bfloat16())[0].dtype == (
         torch.float32
     )

@@ -48,12 +48,6 @@ inline void check_like(const torch::stable::Tensor& t, const torch::stable::Tens
   STD_TORCH_CHECK(same, name, " must have the shape of x");
 }
 
-template <typename T>
-const T* one_element(const torch::stable::Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.numel() == 1, name, " must have one element, got ", t.numel());
-  return t.const_data_ptr<T>();
-}
-
 // A pointer to the one element of a tensor on the device of x; null if there is no tensor.
 template <typename T>
 const T* one_element(const std::optional<torch::stable::Tensor>& t, const torch::stable::Tensor& x,

@@ -59,11 +59,11 @@ inline Geometry flat_geometry(const int64_t* sizes, int64_t rank) {
   return {sizes[0], 1, elements};
 }
 
-// Some tensor channels_last: (N, C, *spatial). Rank from 2.
+// Some tensor channels_last: (N, C, *spatial).
 inline Geometry planar_geometry(const int64_t* sizes, int64_t rank) {
   int64_t spatial = 1;
   for (int64_t i = 2; i < rank; ++i) spatial *= sizes[i];
-  return {sizes[0], sizes[1], spatial};
+  return {sizes[0], rank > 1 ? sizes[1] : 1, spatial};
 }
 
 inline Strides contiguous_strides(const Geometry& g) { return {g.elements(), g.spatial, 1}; }

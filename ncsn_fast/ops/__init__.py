@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import autograd, reference
-from .dispatch import select, set_backend, use_backend
+from .dispatch import layout_of, select, set_backend, use_backend
 from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from .schema import PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
 
@@ -333,7 +333,7 @@ def langevin_step_(
         if name == "score" or value is not None:
             _check_tensor(name, value, _FLOATING, like=x)
             _check_shape(name, value, x.shape)
-    if _overlaps_itself(x):
+    if layout_of(x) is None and _overlaps_itself(x):
         raise RuntimeError(
             f"x must not overlap itself, as it is written in place; got strides {tuple(x.stride())}"
             f" for shape {tuple(x.shape)}: use x.clone()"

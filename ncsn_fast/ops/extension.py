@@ -23,6 +23,7 @@ _Answer = TypeVar("_Answer")
 BUILD_COMMAND = "pip install --no-build-isolation ."
 
 _status: dict[str, str | None] = {}
+_kernels: dict[tuple[str, str, str], bool] = {}  # asked only once the library is loaded
 _lock = threading.Lock()
 
 
@@ -106,8 +107,13 @@ def build_config() -> dict[str, object] | None:
 @_constant
 def has_kernel(op: str, backend: str, device_type: str) -> bool:
     """Whether the backend's loaded library implements the operator for the device type."""
-    namespace = schema.TRITON if backend == "triton" else schema.NATIVE
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{op}", device_type.upper())
+    key = (op, backend, device_type)
+    if key not in _kernels:  # asking the dispatcher costs as much as a small operator
+        namespace = schema.TRITON if backend == "triton" else schema.NATIVE
+        _kernels[key] = torch._C._dispatch_has_kernel_for_dispatch_key(
+            f"{namespace}::{op}", device_type.upper()
+        )
+    return _kernels[key]
 
 
 status("cpu")

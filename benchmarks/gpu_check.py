@@ -1,0 +1,97 @@
+"""All that only a GPU can tell, in one command: build, facts, memory checks, GPU tests, benchmarks.
+
+    python benchmarks/gpu_check.py
+
+Runs with the Python and the torch that are there and fetches nothing. Every part is run even if one before it failed;
+what each showed is in benchmarks/results/, the exit status is 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.resolve()
+RESULTS = ROOT / "benchmarks" / "results"
+LIMIT_SECONDS = 570  # for all of it
+
+
+def main() -> int:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    os.chdir(ROOT)
+    python = sys.executable
+
+    def run(name: str, command: list[str], limit: float, **environment: str) -> int:
+        limit = min(limit, deadline - time.monotonic())
+        print(f"== {name} ==", flush=True)
+        if limit <= 0:
+            print(f"{name}: no time left")
+            return 1
+        start = time.monotonic()
+        try:
+            status = subprocess.run(command, env=os.environ | environment, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            print(f"{name}: stopped after {limit:.0f} s")
+            status = 124
+        summary[name] = {"status": status, "seconds": round(time.monotonic() - start, 1)}
+        return status
+
+    summary: dict[str, dict[str, float]] = {}
+    gpu = device_name(python)
+    if gpu is None:
+        print("gpu-check needs a CUDA device that this Python's torch can see", file=sys.stderr)
+        return 1
+    stem = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    build = run(
+        "build",
+        [*pip, "--editable", "."],
+        240,
+        NCSN_FAST_BUILD="cuda",
+        PIP_BREAK_SYSTEM_PACKAGES="1",
+        TORCH_CUDA_ARCH_LIST=os.environ.get("TORCH_CUDA_ARCH_LIST", capability(python)),
+    )
+    if build == 0:
+        facts = subprocess.run(
+            [python, "-m", "ncsn_fast.info", "--json"], capture_output=True, text=True
+        )
+        (RESULTS / f"{stem}-info.json").write_text(facts.stdout)
+        tests = [python, "-m", "pytest", "-q", "-m", "cuda", "tests"]
+        run("tests", tests, 240)
+        if shutil.which("compute-sanitizer"):
+            sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
+            run("memcheck", [*sanitizer, *tests, "-k", "native and not graph"], 120)
+        figures = RESULTS / f"{stem}.json"
+        bench = [python, "-m", "pytest", "-q", "benchmarks", "--benchmark-only"]
+        if run("benchmarks", [*bench, f"--benchmark-json={figures}"], 200) == 0:
+            record = [python, "benchmarks/record.py", str(figures), str(RESULTS / f"{stem}.csv")]
+            run("record", record, 30)
+        figures.unlink(missing_ok=True)
+    (RESULTS / f"{stem}-check.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+    return int(any(part["status"] != 0 for part in summary.values()))
+
+
+def ask_torch(python: str, expression: str) -> str | None:
+    code = f"import torch; print({expression} if torch.cuda.is_available() else '')"
+    answer = subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
+    return answer or None
+
+
+def device_name(python: str) -> str | None:
+    return ask_torch(python, "torch.cuda.get_device_name()")
+
+
+def capability(python: str) -> str:
+    return ask_torch(python, "'{}.{}'.format(*torch.cuda.get_device_capability())") or ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

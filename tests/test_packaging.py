@@ -1,0 +1,175 @@
+"""The sdist, the wheels, an environment with nothing else in it, and what setup.py says when it cannot build."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ncsn_fast
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def run(command: list, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def build_wheel(source: Path, out: Path, mode: str) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    result = run([*command, "-w", out, "."], source, NCSN_FAST_BUILD=mode)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    """The unpacked source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", folder, "."]
+    result = run(command, ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def empty_environment(tmp_path_factory) -> Path:
+    """An environment of nothing but Python and the dependencies of this one, without this one's ncsn_fast."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    site = run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], folder)
+    # A path in a .pth file is searched, but the .pth files in it (the editable install) are not read.
+    (Path(site.stdout.strip()) / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    return python
+
+
+SMOKE = """
+import importlib.util, sys, torch, ncsn_fast
+from ncsn_fast import ops
+from ncsn_fast.ops import extension
+import ncsn_fast.kernels
+assert ncsn_fast.__file__.startswith(sys.argv[1]), ncsn_fast.__file__
+assert importlib.util.find_spec("kernels") is None
+status = extension.status("cpu")
+assert (status is None) == (sys.argv[2] == "cpu"), status
+backend = "native" if sys.argv[2] == "cpu" else "reference"
+z = ops.philox_normal((1, 4), seed=1234, stream=1, backend=backend)
+assert abs(z[0, 0] - 0.3378573) < 2e-6
+model = ncsn_fast.NCSN(in_channels=1, nf=4, num_classes=2, sigmas=(1.0, 0.1))
+loss, labels = model.get_loss(torch.zeros(2, 1, 8, 8))
+loss.backward()
+print(model.sample(2, 8, 1, 2, 1e-3, verbose=False).shape)
+"""
+
+
+def install_and_smoke(python: Path, wheel: Path, folder: Path, mode: str) -> None:
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps"]
+    result = run([*command, "--force-reinstall", wheel], folder)
+    assert result.returncode == 0, result.stderr
+    smoke = run([python, "-c", SMOKE, python.parent.parent, mode], folder)
+    assert smoke.returncode == 0, smoke.stderr
+    assert "torch.Size([2, 1, 8, 8])" in smoke.stdout
+    entry = run([python.parent / "ncsn-fast", "--help"], folder)
+    assert entry.returncode == 0, entry.stderr
+
+
+def test_sdist_holds_the_sources(sdist):
+    for file in ("csrc/binding.cpp", "csrc/common/philox.h", "csrc/cuda/langevin_step.cu"):
+        assert (sdist / file).is_file()
+    for file in ("kernels/langevin_step.py", "ncsn_fast/py.typed", "LICENSE", "README.md"):
+        assert (sdist / file).is_file()
+    assert not list(sdist.rglob("*.so"))
+
+
+def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
+    wheel = build_wheel(sdist, tmp_path, "cpu")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(n.startswith("ncsn_fast/_C.") for n in names)
+    assert "ncsn_fast/kernels/langevin_step.py" in names
+    assert {n.split("/")[0] for n in names} == {
+        "ncsn_fast",
+        f"ncsn_fast-{ncsn_fast.__version__}.dist-info",
+    }
+    install_and_smoke(empty_environment, wheel, tmp_path, "cpu")
+
+
+def test_pure_wheel(sdist, empty_environment, tmp_path):
+    wheel = build_wheel(sdist, tmp_path, "none")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    install_and_smoke(empty_environment, wheel, tmp_path, "none")
+
+
+# A build environment without torch, as pip's isolated one is.
+HIDE_TORCH = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "torch" else find(name, *a)
+"""
+SETUP = """
+import runpy, sys
+sys.argv = ["setup.py", "--name"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+NO_TORCH = HIDE_TORCH + SETUP
+
+
+@pytest.mark.parametrize(
+    ("code", "environment", "message"),
+    [
+        (SETUP, {"NCSN_FAST_BUILD": "gpu"}, "must be auto, cpu, cuda or none, got 'gpu'"),
+        (SETUP, {"NCSN_FAST_BUILD": "cuda", "CUDA_HOME": "/nowhere"}, "no CUDA toolkit"),
+        (NO_TORCH, {"NCSN_FAST_BUILD": "cpu"}, "pip install --no-build-isolation ."),
+        (NO_TORCH, {"NCSN_FAST_BUILD": "cuda"}, "pip install --no-build-isolation ."),
+    ],
+)
+def test_setup_refuses(code, environment, message):
+    result = run([sys.executable, "-c", code], ROOT, **environment)
+    assert result.returncode != 0
+    assert message in result.stderr.replace("\n", " ")
+
+
+def test_setup_without_torch_says_how_to_build_the_kernels():
+    result = run([sys.executable, "-c", NO_TORCH], ROOT, NCSN_FAST_BUILD="auto")
+    assert result.returncode == 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("ncsn_fast:")]
+    assert "pip install --no-build-isolation ." in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"NCSN_FAST_BUILD": "cpu", "CXX": "no-such-compiler"},
+            "no C++ compiler (no-such-compiler",
+        ),
+        ({"NCSN_FAST_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "Hopper"}, "got 'Hopper'"),
+    ],
+)
+def test_build_refuses(environment, message, tmp_path):
+    if environment["NCSN_FAST_BUILD"] == "cuda" and shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path]
+    result = run([*command, "--build-temp", tmp_path], ROOT, **environment)
+    assert result.returncode != 0
+    assert message in result.stderr.replace("\n", " ")

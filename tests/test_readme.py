@@ -1,0 +1,46 @@
+"""The README says what is so: its Python runs, its figures are those of the committed results."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ncsn_fast.ops import dispatch
+
+ROOT = Path(__file__).parent.parent
+# Of a checkout; a source distribution has no pictures.
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_python_blocks_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert blocks
+    for block in blocks:
+        result = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "my_ncsn" / "model.safetensors").is_file()
+
+
+def test_figures_come_from_the_results():
+    command = [sys.executable, ROOT / "benchmarks" / "readme.py", "--check"]
+    assert subprocess.run(command).returncode == 0, "run python benchmarks/readme.py"
+
+
+def test_pictures_and_make_targets_exist():
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).is_file()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+        assert f"\n{target}:" in makefile
+
+
+def test_the_backends_table_names_every_backend():
+    table = README.split("## Backends")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == set(dispatch.BACKENDS)
