@@ -18,6 +18,7 @@ from .checks import positive_int
 from .schedules import check_sigmas
 
 POOL_PADDINGS = ("neg_inf", "zero")
+NORMS = ("instance", "instance++")
 NUM_STAGES = 4
 
 
@@ -38,6 +39,9 @@ class NCSNConfig:
         pool_padding: what surrounds the image in the pools of chained residual pooling:
             ``"neg_inf"`` as in PyTorch's pools, or ``"zero"`` as in lucid's, which weights trained
             there need.
+        norm: ``"instance"``, or ``"instance++"`` for the paper's InstanceNorm++, which has a third
+            column of parameters and keeps the differences between the channels' means, and with
+            them an image's brightness and colour.
 
     Raises:
         TypeError: a field of the wrong type. The message names the field.
@@ -56,6 +60,7 @@ class NCSNConfig:
     scale_by_sigma: bool = True
     sigmas: Sequence[float] | Tensor | None = None
     pool_padding: str = "neg_inf"
+    norm: str = "instance"
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "nf", "num_classes"):
@@ -75,6 +80,10 @@ class NCSNConfig:
             raise ValueError(
                 f"pool_padding must be one of {POOL_PADDINGS}, got {self.pool_padding!r}"
             )
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {NORMS}, got {self.norm!r}")
+        if self.norm == "instance++" and self.nf == 1:
+            raise ValueError("norm 'instance++' compares channels and needs nf >= 2, got nf 1")
 
     def _store(self, name: str, value: object) -> None:
         """Set a field of this frozen object; for normalising during construction only."""

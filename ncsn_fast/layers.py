@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,12 +57,19 @@ class CondInstanceNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.embed = nn.Embedding(num_classes, num_features * (3 if alpha else 2))
-        weight = self.embed.weight.detach()
-        weight.zero_()
+        weight = torch.zeros(num_classes, num_features * 2)
         weight[:, :num_features] = 1
+        self.embed = nn.Embedding.from_pretrained(weight, freeze=False)
         if alpha:
-            weight[:, num_features : 2 * num_features].normal_(1, 0.02)
+            self.add_alpha()
+
+    def add_alpha(self) -> None:
+        """Make it InstanceNorm++: new parameters, with alpha between gamma and beta."""
+        gamma, beta = self.embed.weight.detach().chunk(2, dim=1)
+        alpha = torch.empty_like(gamma).normal_(1, 0.02)
+        weight = torch.cat([gamma, alpha, beta], dim=1)
+        frozen = not self.embed.weight.requires_grad
+        self.embed = nn.Embedding.from_pretrained(weight, freeze=frozen)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Normalise ``x``; shape, dtype and layout of ``x``."""

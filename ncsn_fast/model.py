@@ -52,6 +52,7 @@ class NCSN(
         dilations: dilation of each of the four stages.
         scale_by_sigma: divide the output by the level's sigma.
         pool_padding: ``"neg_inf"``, or ``"zero"`` for weights trained in lucid.
+        norm: ``"instance"``, or ``"instance++"`` for the paper's InstanceNorm++.
         sigmas: the ladder, see :meth:`set_sigmas`; ``None`` to set it later.
         config: the configuration by keyword, instead of everything else.
 
@@ -85,6 +86,7 @@ class NCSN(
         scale_by_sigma: bool = True,
         *,
         pool_padding: str = "neg_inf",
+        norm: str = "instance",
         sigmas: Sequence[float] | Tensor | None = None,
         config: NCSNConfig | None = None,
     ) -> None:
@@ -93,7 +95,7 @@ class NCSN(
             config = in_channels
         if config is None:
             config = NCSNConfig(
-                in_channels, nf, num_classes, dilations, scale_by_sigma, sigmas, pool_padding
+                in_channels, nf, num_classes, dilations, scale_by_sigma, sigmas, pool_padding, norm
             )
         elif not isinstance(config, NCSNConfig):
             raise TypeError(f"config must be an NCSNConfig, got {type(config).__name__}")
@@ -112,6 +114,10 @@ class NCSN(
         self.refine1 = RefineBlock([nf, nf], nf, k, config.pool_padding)
         self.end_norm = CondInstanceNorm(nf, k)
         self.end_conv = conv(nf, config.in_channels)
+        if config.norm == "instance++":
+            for module in self.modules():
+                if isinstance(module, CondInstanceNorm):
+                    module.add_alpha()
 
         # Known on the host, so that no forward has to ask the device.
         self._sigmas_are_set = False

@@ -466,3 +466,27 @@ def test_chained_res_pooling(padding):
 def test_refine_block_adapts_its_inputs():
     block = RefineBlock([4, 2], 6, K).double()
     assert block([X, X[:, :2].contiguous()], Y).shape == (3, 6, 6, 5)
+
+
+def test_instance_norm_plus_plus(tmp_path):
+    """A third column in every norm's table; without it, an image's brightness is lost at the norms."""
+    config = NCSNConfig(in_channels=1, nf=8, num_classes=4, norm="instance++")
+    model = NCSN(config).double()
+    model.set_sigmas(NCSN.make_sigmas(1.0, 0.1, 4))
+    plain = NCSN(in_channels=1, nf=8, num_classes=4)
+    norms = sum(isinstance(m, CondInstanceNorm) for m in plain.modules())
+    count = sum(p.numel() for p in plain.parameters())
+    assert sum(p.numel() for p in model.parameters()) == count + norms * 4 * 8
+    assert not model.refine4.msf.norms[0].embed.weight.requires_grad
+    assert model.end_norm.embed.weight.requires_grad
+    gamma, alpha, beta = model.end_norm.embed.weight.chunk(3, dim=1)
+    assert (gamma == 1).all() and (beta == 0).all() and 0.9 < alpha.mean() < 1.1
+
+    x, y = torch.randn(2, 8, 5, 7, dtype=torch.float64), torch.tensor([0, 3])
+    expected = ops.cond_instance_norm_elu(x, y, model.end_norm.embed.weight, elu=False)
+    torch.testing.assert_close(model.end_norm(x, y), expected)
+    model.float().save_pretrained(tmp_path)
+    again = NCSN.from_pretrained(tmp_path)
+    assert again.config == config
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(again(x, y), model.eval()(x, y))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_fast.ops import dispatch
+from ncsn_fast.ops import dispatch, schema
 
 ROOT = Path(__file__).parent.parent
 # Of a checkout; a source distribution has no pictures.
@@ -44,3 +44,12 @@ def test_pictures_and_make_targets_exist():
 def test_the_backends_table_names_every_backend():
     table = README.split("## Backends")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == set(dispatch.BACKENDS)
+
+
+def test_the_page_on_adding_an_operator_names_what_is_there():
+    page = (ROOT / "docs" / "adding_an_operator.md").read_text()
+    for path in re.findall(r"`((?:ncsn_fast|csrc|kernels|tests|benchmarks)/[\w./]*)`", page):
+        path = path.replace("name.", "langevin_step.")
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`([A-Z_]{4,})`", page):
+        assert hasattr(dispatch, name) or hasattr(schema, name), name

@@ -1,0 +1,266 @@
+"""Checkpoints of a training run: what one holds, and how it reaches the disk and comes back.
+
+Belongs here: safe writing of files, the checkpoint format, loading a model for sampling. Does not belong here: the
+training loop (``training.py``); the published form of a model (``NCSN.save_pretrained``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .config import NCSNConfig
+from .model import NCSN
+
+FORMAT = "ncsn_fast.checkpoint"
+VERSION = 1
+CHECKPOINT_NAME = "checkpoint.pt"
+MODEL_NAME = "model"
+ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, could not be read, or belongs to something else."""
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """Everything a run needs to go on as if it had not stopped.
+
+    Attributes:
+        config: of the network, with its sigmas.
+        model, ema: state dicts of the network and of its moving average, without prefix.
+        optimizer: state dict of the optimiser.
+        step: optimiser steps done.
+        settings: fields of :class:`~ncsn_fast.training.TrainingSettings`.
+        data: ``shape`` (N, C, H, W) and ``fingerprint`` of the training images.
+        torch_rng: state of torch's default CPU generator.
+    """
+
+    config: NCSNConfig
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    step: int
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    torch_rng: Tensor
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the training images."""
+        return tuple(self.data["shape"][2:])
+
+    def ema_model(self, device: torch.device | str = "cpu") -> NCSN:
+        """The averaged network, in evaluation mode: the one to sample from."""
+        model = NCSN(self.config)
+        model.load_state_dict(self.ema)
+        return model.to(device).eval()
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Write a checkpoint so that, whatever happens meanwhile, ``path`` holds the old one or the new one, whole.
+
+    Raises:
+        CheckpointError: it could not be written (no space, no permission); what was at ``path`` is still there.
+    """
+    # Not dataclasses.asdict, which would copy every tensor.
+    contents = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Checkpoint)}
+    contents["config"] = config_to_dict(checkpoint.config)
+    # Into memory first: an exception inside torch.save's writer would be reported as a broken archive, not as what
+    # went wrong with the disk.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **contents}, buffer)
+    path = Path(path)
+    try:
+        write_atomically(path, buffer.getbuffer())
+    except OSError as error:
+        kept = "; the one written before it is kept" if path.exists() else ""
+        raise CheckpointError(
+            f"could not write the checkpoint {path}: {error.strerror or error}{kept}"
+        ) from error
+
+
+def load_checkpoint(path: str | Path, config: NCSNConfig | None = None) -> Checkpoint:
+    """Read what :func:`save_checkpoint` wrote, onto the CPU. Only tensors and plain values are unpickled.
+
+    Args:
+        path: the file.
+        config: what the checkpoint's configuration must be, if given.
+
+    Raises:
+        FileNotFoundError: no file at ``path``.
+        CheckpointError: a truncated file, a file of another kind, a checkpoint of a newer version or of another
+            configuration; the message says which, and names the fields that differ.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint file {path}")
+    _check_archive(path)
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of ncsn_fast") from error
+    if not isinstance(contents, dict) or contents.pop("format", None) != FORMAT:
+        raise CheckpointError(
+            f"{path} was saved by torch.save, but is not a checkpoint of ncsn_fast"
+        )
+    version = contents.pop("version", None)
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path} is a checkpoint of version {version!r}; this ncsn_fast reads version {VERSION}"
+        )
+    try:
+        checkpoint = Checkpoint(**contents)
+        checkpoint.config = NCSNConfig.from_dict(checkpoint.config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} lacks or has other parts than a checkpoint: {error}"
+        ) from error
+    if config is not None:
+        different = differences(config_to_dict(checkpoint.config), config_to_dict(config))
+        if different:
+            raise CheckpointError(f"{path} is a checkpoint of another configuration: {different}")
+    return checkpoint
+
+
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[NCSN, tuple[int, int] | None]:
+    """A trained network for sampling, whatever form it was kept in.
+
+    Args:
+        path: a checkpoint file, the output folder of a training run (its checkpoint is used), or a folder written
+            by ``save_pretrained``.
+        device: where to put the network.
+
+    Returns:
+        The network (the moving average, if it is a checkpoint) in evaluation mode, and the height and width of its
+        training images, ``None`` if they are not known.
+
+    Raises:
+        FileNotFoundError: nothing there, or a folder that holds neither.
+        CheckpointError: a file that is no whole checkpoint, or weights that do not fit their configuration.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a checkpoint file or a model folder"
+        )
+    if path.is_dir() and (path / CHECKPOINT_NAME).is_file():
+        path = path / CHECKPOINT_NAME
+    if path.is_file():
+        checkpoint = load_checkpoint(path)
+        try:
+            return checkpoint.ema_model(device), checkpoint.image_size
+        except (RuntimeError, IndexError) as error:
+            raise CheckpointError(
+                f"{path} holds weights that do not fit its configuration: {error}"
+            ) from error
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"the folder {path} holds neither {CHECKPOINT_NAME} nor a model of save_pretrained (config.json)"
+        )
+    try:
+        return NCSN.from_pretrained(path).to(device).eval(), None
+    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path} does not hold a whole model: {error}") from error
+
+
+def save_model(model: NCSN, folder: str | Path) -> None:
+    """``model.save_pretrained(folder)``, each file of it replaced whole.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
+            model.save_pretrained(temporary)
+            # The weights before the config would be worse: a reader takes the config as the sign of a model.
+            for file in sorted(Path(temporary).iterdir(), key=lambda f: f.name == "config.json"):
+                os.replace(file, folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write the model to {folder}: {error}") from error
+
+
+def write_atomically(path: Path, contents: bytes | memoryview) -> None:
+    """Write a file by way of a temporary one beside it: flushed, fsynced, renamed, and the folder fsynced.
+
+    On failure the temporary file is removed and what was at ``path`` stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename = str(path)  # not the temporary one, of which nobody knows
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def config_to_dict(config: NCSNConfig) -> dict[str, Any]:
+    """The configuration as plain values, its sigmas rounded to float32, which is what a model keeps of them."""
+    fields = dataclasses.asdict(config)
+    if config.sigmas is not None:
+        fields["sigmas"] = tuple(torch.tensor(config.sigmas, dtype=torch.float32).tolist())
+    return fields
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What differs between two sets of named values, for an error message; empty if nothing does."""
+    return "; ".join(
+        f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    )
+
+
+def _short(value: object) -> str:
+    if (
+        isinstance(value, tuple) and len(value) > 2 and isinstance(value[0], float)
+    ):  # a ladder of sigmas
+        return f"({value[0]:.4g}, ..., {value[-1]:.4g})"
+    return repr(value)
+
+
+def _check_archive(path: Path) -> None:
+    """Tell a file that is no checkpoint from a damaged one, before anything in it is unpickled."""
+    with open(path, "rb") as file:
+        start = file.read(len(ZIP_MAGIC))
+    if not start:
+        raise CheckpointError(f"{path} is empty, not a checkpoint")
+    if start != ZIP_MAGIC:
+        raise CheckpointError(f"{path} is not a checkpoint of ncsn_fast")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load compares no checksums
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"{path} is truncated: {path.stat().st_size} bytes, without the end of the archive"
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} is wrong")

@@ -1,0 +1,386 @@
+"""The command ``ncsn-fast``: train, sample, demo, info.
+
+Belongs here: options, their defaults and help, and errors as one line. Does not belong here: anything a Python user
+would want too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import __version__, info
+from .checkpoints import (
+    CHECKPOINT_NAME,
+    CheckpointError,
+    load_checkpoint,
+    load_model,
+    write_atomically,
+)
+from .config import NCSNConfig
+from .data import largest_distance, load_digits, load_images, to_uint8
+from .model import NCSN
+from .schedules import make_sigmas
+from .training import TrainingError, TrainingInterrupted, TrainingSettings, train
+
+try:
+    import typer
+except ImportError:  # an extra; main() says so
+    typer = None
+
+DIGITS = "digits"
+USER_ERROR = 2
+INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+
+# The last step size of the paper, 2e-5 in the convention of this library, for its last sigma of 0.01.
+STEP_LR_PER_VARIANCE = 0.2
+PICTURE_SIDE = 64  # pixels an image is enlarged to in a picture, by a whole factor
+
+EXPECTED_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    CheckpointError,
+    TrainingError,
+    torch.OutOfMemoryError,
+)
+
+
+def train_command(
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Option(help='Folder of images, .npy or .npz file, or "digits" (scikit-learn\'s).'),
+    ] = DIGITS,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, model/ and losses.")] = Path(
+        "ncsn_run"
+    ),
+    image_size: Annotated[int, typer.Option(help="Height and width; digits are 8.")] = 32,
+    channels: Annotated[int, typer.Option(help="1 for grey, 3 for RGB; digits have 1.")] = 3,
+    iterations: Annotated[int, typer.Option(help="Training steps in all.")] = 10_000,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    lr_schedule: Annotated[
+        Literal["cosine", "constant"], typer.Option(help="Down to zero at the end, or not.")
+    ] = "cosine",
+    warmup: Annotated[int, typer.Option(help="Steps over which the learning rate rises.")] = 50,
+    ema: Annotated[float, typer.Option(help="Decay of the moving average of weights.")] = 0.999,
+    grad_clip: Annotated[float, typer.Option(help="Largest gradient norm; 0: any.")] = 10.0,
+    nf: Annotated[int, typer.Option(help="Width of the network.")] = 128,
+    num_classes: Annotated[int, typer.Option(help="Noise levels.")] = 10,
+    dilations: Annotated[str, typer.Option(help="Of the four stages.")] = "1,2,4,8",
+    norm: Annotated[
+        Literal["instance", "instance++"], typer.Option(help="Which normalisation.")
+    ] = "instance",
+    sigma_begin: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest noise level.",
+            show_default="largest distance between two of the images",
+        ),
+    ] = None,
+    sigma_end: Annotated[float, typer.Option(help="Smallest noise level.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of weights, order, levels and noise.")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in OUT, with its settings.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in OUT, if there is one.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+) -> None:
+    """Train a network on images. Ctrl-C stops after a checkpoint; --resume goes on exactly.
+
+    When resuming, options that are not given are those of the run; only --iterations and
+    --checkpoint-every may differ.
+    """
+    where = _device(device)
+    given = _given(context)
+    settings = {
+        "iterations": iterations,
+        "batch_size": batch,
+        "lr": lr,
+        "lr_schedule": lr_schedule,
+        "warmup": warmup,
+        "ema_decay": ema,
+        "grad_clip": grad_clip,
+        "seed": seed,
+        "checkpoint_every": checkpoint_every,
+    }
+    shape = {
+        "nf": nf,
+        "num_classes": num_classes,
+        "dilations": _integers("dilations", dilations),
+        "norm": norm,
+    }
+    sigmas, begin = None, sigma_begin
+    if resume:
+        held = load_checkpoint(out / CHECKPOINT_NAME)
+        option_of = {"batch_size": "batch", "ema_decay": "ema"}
+        settings = held.settings | {
+            name: value for name, value in settings.items() if option_of.get(name, name) in given
+        }
+        held_shape = dataclasses.asdict(held.config)
+        shape = {
+            name: value if name in given else held_shape[name] for name, value in shape.items()
+        }
+        if not given & {"num_classes", "sigma_begin", "sigma_end"}:
+            sigmas = held.config.sigmas
+        else:  # rounded: the ladder is kept in float32, and was made from these numbers before
+            ends = [float(f"{held.config.sigmas[i]:.6g}") for i in (0, -1)]
+            begin = ends[0] if begin is None else begin
+            sigma_end = sigma_end if "sigma_end" in given else ends[1]
+        channels = channels if "channels" in given else held.config.in_channels
+        image_size = image_size if "image_size" in given else held.image_size[0]
+    checked_settings = TrainingSettings(**settings)
+
+    images = load_digits() if data == DIGITS else load_images(data, image_size, channels)
+    if sigmas is None:
+        begin = float(f"{largest_distance(images):.3g}") if begin is None else begin
+        sigmas = make_sigmas(begin, sigma_end, shape["num_classes"])
+    config = NCSNConfig(in_channels=images.shape[1], sigmas=sigmas, **shape)
+    torch.manual_seed(checked_settings.seed)
+    model = NCSN(config).to(memory_format=torch.channels_last)
+    typer.echo(
+        f"{len(images)} images of {tuple(images.shape[1:])}; "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; "
+        f"{config.num_classes} sigmas from {sigmas[0]:.4g} to {sigmas[-1]:.4g}; on {where}"
+    )
+    train(model, images, checked_settings, out, resume=resume, overwrite=overwrite, device=where)
+    typer.echo(f"trained: {out / CHECKPOINT_NAME}; draw with: ncsn-fast sample {out}")
+
+
+def sample_command(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run, a checkpoint file, or a save_pretrained folder."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Picture (.png), arrays (.npy, .npz) or a folder of PNGs.")
+    ] = Path("samples.png"),
+    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 256,
+    steps: Annotated[int, typer.Option(help="Langevin steps at each noise level.")] = 20,
+    step_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Step size at the last level.",
+            show_default=f"{STEP_LR_PER_VARIANCE} x its sigma squared",
+        ),
+    ] = None,
+    denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
+    clip: Annotated[
+        bool, typer.Option(help="Clamp to [-1, 1] after every step, not only at the end.")
+    ] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Height and width.", show_default="that of the training images"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+) -> None:
+    """Draw images from a trained network by annealed Langevin dynamics."""
+    where = _device(device)
+    write = _writer(out)
+    model, size = load_model(source, where)
+    if image_size is None and size is None:
+        raise ValueError(f"{source} does not say how large its images are: give --image-size")
+    model = model.to(memory_format=torch.channels_last)
+    if step_lr is None:
+        step_lr = STEP_LR_PER_VARIANCE * float(model.sigmas[-1]) ** 2
+    parts = [
+        model.sample(
+            min(batch, n - begin),
+            size if image_size is None else image_size,
+            n_steps_each=steps,
+            step_lr=step_lr,
+            clip=clip,
+            denoise=denoise,
+            seed=seed,
+            sample_offset=begin,
+        )
+        for begin in range(0, n, batch)
+    ]
+    write(torch.cat(parts).clamp(-1, 1).cpu())
+    typer.echo(f"{n} images: {out}")
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("ncsn_demo"),
+    seed: Annotated[int, typer.Option(help="Of weights, training and samples.")] = 0,
+    iterations: Annotated[
+        int | None, typer.Option(help="Training steps.", show_default="the demo's own")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="How many digits to draw.")] = 100,
+) -> None:
+    """Train on scikit-learn's handwritten digits, draw new ones, measure them. A few minutes."""
+    from . import demo
+
+    demo.run(out, seed=seed, iterations=iterations, n_samples=samples)
+
+
+def info_command(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Versions, devices, the build, and which backend serves which operator, or why not."""
+    facts = info.collect()
+    typer.echo(json.dumps(facts, indent=2) if as_json else info.render(facts))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``ncsn-fast``: runs a command and exits.
+
+    Exit status: 0; 2 for a mistake of the user, with one line on stderr; 130 after Ctrl-C.
+    """
+    if typer is None:
+        sys.exit(_complain('the command line takes typer: pip install "ncsn_fast[cli]"'))
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    usage_error = typer.BadParameter.__base__  # click's, or the copy of it that typer has
+    try:
+        status = _build_app()(arguments or ["--help"], prog_name="ncsn-fast", standalone_mode=False)
+    except usage_error as error:
+        status = _complain(f"{error.format_message()} (try --help)")
+    sys.exit(status or 0)
+
+
+def _build_app() -> typer.Typer:
+    app = typer.Typer(
+        help="Noise Conditional Score Networks: train on images, draw new ones.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def version(
+        show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    ) -> None:
+        if show:
+            typer.echo(f"ncsn_fast {__version__}")
+            raise typer.Exit
+
+    for command in (train_command, sample_command, demo_command, info_command):
+        app.command(command.__name__.removesuffix("_command"))(_with_clean_errors(command))
+    return app
+
+
+def _with_clean_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with expected errors and Ctrl-C as one line on stderr and an exit status."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except EXPECTED_ERRORS as error:
+            raise typer.Exit(_complain(_one_line(error))) from error
+        except TrainingInterrupted as stop:
+            _complain(f"{stop}; the same command with --resume goes on")
+            raise typer.Exit(INTERRUPTED) from stop
+        except KeyboardInterrupt as stop:
+            _complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from stop
+
+    return guarded
+
+
+def _complain(message: str) -> int:
+    print(f"ncsn-fast: {message}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The options that were on the command line."""
+    return {
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}'
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def _integers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{name} must be integers with commas, got {text!r}") from error
+
+
+def _writer(out: Path) -> Callable[[Tensor], None]:
+    """How images go to ``out``, by its suffix. Makes the folder, so that a bad path fails before any work."""
+    suffix = out.suffix.lower()
+    if suffix not in ("", ".png", ".npy", ".npz"):
+        raise ValueError(f"--out must end in .png, .npy or .npz, or be a folder, got {out}")
+    folder = out.parent if suffix else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(None, "cannot write there", str(folder))
+    if suffix and out.is_dir():
+        raise IsADirectoryError(None, "is a folder", str(out))
+
+    def write(images: Tensor) -> None:
+        buffer = io.BytesIO()
+        if suffix == ".npy":
+            np.save(buffer, images.numpy())
+        elif suffix == ".npz":
+            np.savez_compressed(buffer, images=images.numpy())
+        elif suffix == ".png":
+            from . import plots
+
+            scale = max(1, PICTURE_SIDE // max(images.shape[2:]))
+            plots.image_grid(images, scale=scale, gap=max(1, scale // 4)).save(buffer, "PNG")
+        else:
+            _write_pngs(images, out)
+            return
+        write_atomically(out, buffer.getvalue())
+
+    return write
+
+
+def _write_pngs(images: Tensor, folder: Path) -> None:
+    """One PNG an image, ``0000.png`` and so on, in their own size."""
+    from PIL import Image
+
+    digits = max(4, math.ceil(math.log10(len(images) + 1)))
+    for i, pixels in enumerate(to_uint8(images).permute(0, 2, 3, 1).numpy()):
+        pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+        Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")

@@ -1,0 +1,45 @@
+"""The digits demo, shortened: every file it promises, and numbers that tell noise from data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ncsn_fast import demo
+from ncsn_fast.data import load_digits
+
+FILES = ("samples.png", "annealing.png", "annealing.gif", "loss.png", "checkpoint.pt", "losses.csv")
+
+
+@pytest.mark.slow
+def test_demo_writes_what_it_says_and_goes_on(tmp_path, capsys, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(demo, "STEPS_EACH_LEVEL", 1)
+    numbers = demo.run(tmp_path, iterations=2, n_samples=9, seed=3)
+    for name in FILES:
+        assert (tmp_path / name).stat().st_size > 0
+    for name in FILES[:4]:
+        Image.open(tmp_path / name).verify()
+    assert json.loads((tmp_path / "metrics.json").read_text()) == numbers
+    assert "Frechet distance to held-out digits" in capsys.readouterr().out
+    again = demo.run(tmp_path, iterations=2, n_samples=9, seed=3, verbose=False)
+    distances = [name for name in numbers if not name.endswith("_seconds")]
+    assert all(again[name] == numbers[name] for name in distances)  # same network, same samples
+
+
+def test_numbers_tell_noise_copies_and_data_apart():
+    images, heldout = load_digits("train"), load_digits("heldout")
+    noise = torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    of_noise, of_copies = (demo.measure(x, images, heldout) for x in (noise, images[:100]))
+    assert of_noise["frechet_samples"] > 10 * of_noise["frechet_training"]
+    assert of_noise["frechet_samples"] == pytest.approx(of_noise["frechet_noise"], rel=0.2)
+    assert of_copies["nearest_samples"] == 0 and of_copies["nearest_heldout"] > 1
+    assert of_noise["nearest_samples"] > of_noise["nearest_heldout"]
+
+
+def test_too_few_samples(tmp_path):
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        demo.run(tmp_path, n_samples=1)
