@@ -36,7 +36,19 @@ def langevin() -> str:
 def demo() -> str:
     """The numbers of the digits demo."""
     run = json.loads((RESULTS / "demo-digits.json").read_text())
-    return "\n".join(f"{key}: {value}" for key, value in run.items())
+    lines = [
+        "| | Frechet distance to held-out digits | nearest training digit (median distance) |",
+        "| --- | --- | --- |",
+        f"| samples | {run['frechet_samples']:.2f} | {run['nearest_samples']:.2f} |",
+        f"| real digits | {run['frechet_training']:.2f} | {run['nearest_heldout']:.2f} |",
+        f"| uniform noise | {run['frechet_noise']:.1f} | |",
+        "",
+        f"({run['samples']} samples, {run['iterations']} training steps in "
+        f"{run['training_seconds']:.0f} s, sampled in {run['sampling_seconds']:.0f} s; "
+        f"{run['device']}, {run['threads']} threads, torch {run['torch']}; "
+        "`benchmarks/results/demo-digits.json`)",
+    ]
+    return "\n".join(lines)
 
 
 BLOCKS = {"demo": demo, "langevin": langevin}

@@ -22,6 +22,11 @@ SPLITS = ("train", "heldout", "all")
 # common divisor, so the held-out images are spread evenly over the ten classes.
 HELDOUT_PERIOD = 7
 HELDOUT_PHASE = 3
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+)  # of a broken file: which one depends on the format
 DIGITS_MAX = 16  # ink per pixel: how many of the 4x4 subpixels are black
 
 
@@ -137,12 +142,12 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def _from_uint8(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images.astype(np.float32)) / 127.5 - 1
+    return torch.from_numpy(images.astype(np.float32, order="C")) / 127.5 - 1
 
 
 def _read_image(file: Path, image_size: int, channels: int) -> Tensor:
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError(
             'reading image files takes pillow: pip install "ncsn_fast[cli]"'
@@ -150,20 +155,11 @@ def _read_image(file: Path, image_size: int, channels: int) -> Tensor:
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(
-                "I;16"
-            ):  # convert("L") would clip 16-bit greys at 255, not scale them
+            if image.mode.startswith("I;16"):  # convert() would clip its greys, not scale them
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB")
             image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        # pillow reports a broken file as any of these, by format
+    except (*_PILLOW_ERRORS, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {file} as an image: {error}") from error
     pixels = np.asarray(image).reshape(image_size, image_size, channels)
     return _from_uint8(pixels).permute(2, 0, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import plots
+from . import __version__, info, plots
 from .checkpoints import CHECKPOINT_NAME, MODEL_NAME, write_atomically
 from .config import NCSNConfig
 from .data import load_digits
@@ -44,6 +44,7 @@ STEPS_EACH_LEVEL = 20
 STEP_LR = 0.1 * CONFIG.sigmas[-1] ** 2  # a tenth of the variance of a level's noise a step
 GRID = 100  # images in a picture
 STRIP = 8  # images whose annealing is shown
+SCALE, GAP = 5, 12  # the digits fill their 8x8 pixels: without a gap, neighbours run together
 
 
 def run(
@@ -53,7 +54,7 @@ def run(
     iterations: int | None = None,
     n_samples: int = GRID,
     verbose: bool = True,
-) -> dict[str, float]:
+) -> dict[str, float | str]:
     """Train, sample, draw and measure; a run that was interrupted goes on where it was.
 
     Args:
@@ -98,11 +99,19 @@ def run(
         verbose=verbose,
         callback=lambda level, x: frames.append(x),
     ).clamp(-1, 1)
+    sampling_seconds = time.perf_counter() - begin
     numbers = measure(samples, images, heldout)
-    numbers["training_seconds"] = round(training_seconds, 1)
-    numbers["sampling_seconds"] = round(time.perf_counter() - begin, 1)
-    numbers["iterations"] = settings.iterations
-
+    numbers |= {
+        "samples": n_samples,
+        "iterations": settings.iterations,
+        "training_seconds": round(training_seconds, 1),
+        "sampling_seconds": round(sampling_seconds, 1),
+        "resumed": resume,  # then the seconds are not of the whole training
+        "device": info.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "ncsn_fast": __version__,
+    }
     draw(out, samples, heldout, [*frames, samples])
     write_atomically(out / "metrics.json", (json.dumps(numbers, indent=2) + "\n").encode())
     if verbose:
@@ -131,7 +140,7 @@ def measure(samples: Tensor, images: Tensor, heldout: Tensor) -> dict[str, float
     return {name: round(value, 3) for name, value in distances.items()}
 
 
-def render(numbers: dict[str, float]) -> str:
+def render(numbers: dict[str, float | str]) -> str:
     """The numbers in three lines."""
     return (
         "Frechet distance to held-out digits (PCA features): "
@@ -149,12 +158,12 @@ def render(numbers: dict[str, float]) -> str:
 def draw(out: Path, samples: Tensor, heldout: Tensor, frames: list[Tensor]) -> None:
     """The pictures of the run. ``frames`` is the state after each level, and the end."""
     shown = {"samples": samples, "held-out data": heldout}
-    grids = {name: plots.image_grid(x[:GRID], scale=5) for name, x in shown.items()}
+    grids = {name: plots.image_grid(x[:GRID], scale=SCALE, gap=GAP) for name, x in shown.items()}
     plots.side_by_side(grids).save(out / "samples.png")
     strip = [frame[:STRIP] for frame in frames]
     sigmas = [*CONFIG.sigmas, 0.0]  # the denoised end
-    plots.annealing_strip(strip, sigmas, scale=6).save(out / "annealing.png")
-    film = [plots.image_grid(frame[:GRID].clamp(-1, 1), scale=5) for frame in frames]
+    plots.annealing_strip(strip, sigmas, scale=SCALE).save(out / "annealing.png")
+    film = [plots.image_grid(frame[:GRID], scale=SCALE, gap=GAP) for frame in frames]
     plots.save_gif(film, out / "annealing.gif", ms=400)
     rows = (out / LOSSES_NAME).read_text().split()[1:]
     plots.loss_curve([float(row.split(",")[1]) for row in rows], out / "loss.png")

@@ -28,7 +28,7 @@ def _devices() -> list[dict[str, Any]]:
     devices: list[dict[str, Any]] = [
         {
             "device": "cpu",
-            "name": _processor(),
+            "name": processor(),
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
@@ -46,7 +46,8 @@ def _devices() -> list[dict[str, Any]]:
     return devices
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]

@@ -132,11 +132,11 @@ def annealing_strip(
     labels = [f"{sigma:.2g}" for sigma in sigmas]
     # Columns must be wide enough for their labels, however small the images are.
     label_width = math.ceil(max(font.getlength(label) for label in labels)) + MARGIN // 2
-    gap = max(2, scale // 2)
+    gap = max(4, scale)
     # Every level becomes a grid of one column.
     columns = [image_grid(frame, columns=1, scale=scale, gap=gap) for frame in frames]
     pitch = max(columns[0].width, label_width)
-    caption = "σ"
+    caption = "sigma"  # the letter is not in every font
     left = math.ceil(font.getlength(caption)) + 2 * MARGIN
     top = _line_height(font) + MARGIN
     canvas = image.new(
@@ -168,9 +168,7 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 300) -> 
         raise ValueError(f"a GIF takes frames of one size, at least one, got {sizes}")
     first, *rest = frames
     durations = [ms] * len(rest) + [4 * ms]
-    first.save(
-        path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0
-    )
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def loss_curve(losses: Sequence[float], path: str | Path, title: str = "Training loss") -> None:

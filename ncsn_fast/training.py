@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -333,6 +334,7 @@ def _batch_indices(settings: TrainingSettings, n: int, step: int) -> Tensor:
     return row[begin - epochs[0] * n : end - epochs[0] * n]
 
 
+@functools.lru_cache(maxsize=2)  # a batch touches the end of one epoch and the start of the next
 def _permutation(seed: int, n: int, epoch: int) -> Tensor:
     keys = ops.philox_uniform((1, n), seed=seed, step=epoch, sample_offset=ORDER_SAMPLE)
     return keys[0].argsort(stable=True)

@@ -187,7 +187,7 @@ def test_round_trip(model, saved, capfd):
         "scale_by_sigma": True,
         "sigmas": [1.0, 0.3, 0.1],
         "pool_padding": "neg_inf",
-            "norm": "instance",
+        "norm": "instance",
     }
     loaded = NCSN.from_pretrained(saved)
     assert loaded.config == model.config

@@ -63,7 +63,10 @@ def test_what_is_written(tmp_path):
 
 def test_the_average_is_the_average(tmp_path):
     settings = dataclasses.replace(SETTINGS, iterations=2, ema_decay=0.75, checkpoint_every=1)
-    first = run(tmp_path / "one", settings=dataclasses.replace(settings, iterations=1, lr_schedule="constant"))
+    first = run(
+        tmp_path / "one",
+        settings=dataclasses.replace(settings, iterations=1, lr_schedule="constant"),
+    )
     run(tmp_path / "two", settings=dataclasses.replace(settings, lr_schedule="constant"))
     two = load_checkpoint(tmp_path / "two" / "checkpoint.pt")
     name = "end_conv.weight"

@@ -1,13 +1,11 @@
 """The operators, for use in any network: checked arguments in, the chosen backend's result out.
 
-This file holds the public functions and their argument checks. What an operator computes is in ``reference.py``, which
-backend runs in ``dispatch.py``, its gradients in ``autograd.py``, its schema in ``schema.py``.
+This file holds the public functions. Their argument checks are in ``checks.py``, what an operator computes is in
+``reference.py``, which backend runs in ``dispatch.py``, its gradients in ``autograd.py``, its schema in ``schema.py``.
 """
 
 from __future__ import annotations
 
-import math
-import operator as _operator
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +14,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import autograd, reference
+from .checks import (
+    FLOATING,
+    check_integer,
+    check_norm,
+    check_number,
+    check_one_element,
+    check_padding,
+    check_samples,
+    check_seed,
+    check_shape,
+    check_tensor,
+    names,
+    overlaps_itself,
+)
 from .dispatch import layout_of, select, set_backend, use_backend
 from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from .schema import PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
@@ -35,98 +47,6 @@ __all__ = [
     "set_backend",
     "use_backend",
 ]
-
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_PADDINGS = ("neg_inf", "zero")
-
-
-# --- argument checks ------------------------------------------------------------------------------
-
-
-def _names(dtypes: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-
-
-def _check_tensor(
-    name: str, value: object, dtypes: Sequence[torch.dtype], like: Tensor | None = None
-) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.dtype not in dtypes:
-        raise TypeError(f"{name} must have dtype {_names(dtypes)}, got {_names([value.dtype])}")
-    if like is not None and value.device != like.device:
-        raise RuntimeError(f"{name} must be on {like.device}, where x is, got {value.device}")
-
-
-def _check_shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
-    if tuple(value.shape) != tuple(expected):
-        raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
-
-
-def _check_norm(x: Tensor, labels: Tensor, weight: Tensor, name: str = "weight") -> Tensor:
-    """Checks the norm's arguments; returns the labels as int64."""
-    _check_tensor("x", x, _FLOATING)
-    if x.dim() < 3 or 0 in x.shape[1:]:
-        raise ValueError(
-            f"x must have shape (N, C, *spatial) with C and every spatial size >= 1, got {tuple(x.shape)}"
-        )
-    n, channels = x.shape[:2]
-    _check_tensor("labels", labels, _INTEGERS, like=x)
-    if tuple(labels.shape) not in ((n,), (1,)):
-        raise ValueError(f"labels must have shape ({n},) or (1,), got {tuple(labels.shape)}")
-    _check_tensor(name, weight, _FLOATING, like=x)
-    if weight.dim() != 2 or weight.shape[1] not in (2 * channels, 3 * channels):
-        raise ValueError(
-            f"{name} must have shape (K, {2 * channels}), gamma | beta, or (K, {3 * channels}), "
-            f"gamma | alpha | beta, for x with {channels} channels, got {tuple(weight.shape)}"
-        )
-    if channels == 1 and weight.shape[1] == 3:
-        raise ValueError(f"InstanceNorm++ ({name} of 3 columns) needs at least 2 channels, x has 1")
-    return labels.long()
-
-
-def _check_number(name: str, value: float, minimum: float) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value >= minimum):
-        raise ValueError(f"{name} must be finite and >= {minimum:g}, got {value}")
-    return float(value)
-
-
-def _check_integer(name: str, value: int, limit: int) -> int:
-    if not isinstance(value, int):
-        try:
-            value = _operator.index(value)
-        except TypeError:
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
-    if not 0 <= value < limit:
-        raise ValueError(f"{name} must be in 0 .. 2**{limit.bit_length() - 1} - 1, got {value}")
-    return value
-
-
-def _check_seed(seed: int) -> int:
-    """The seed as the signed integer that an operator takes."""
-    seed = _check_integer("seed", seed, 2**64)
-    return seed if seed < 2**63 else seed - 2**64
-
-
-def _check_padding(padding: str) -> None:
-    if padding not in _PADDINGS:
-        raise ValueError(f"padding must be one of {', '.join(_PADDINGS)}, got {padding!r}")
-
-
-def _overlaps_itself(x: Tensor) -> bool:
-    """Whether two elements may share memory (an expanded tensor, say)."""
-    axes = sorted(
-        (stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1
-    )
-    reach = 0
-    for stride, size in axes:
-        if stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -175,8 +95,8 @@ def cond_instance_norm_elu(
 
     Source: Song & Ermon 2019 (arXiv:1907.05600), appendix A, after Dumoulin et al. 2017 (arXiv:1610.07629).
     """
-    labels = _check_norm(x, labels, weight)
-    eps = _check_number("eps", eps, 0.0)
+    labels = check_norm(x, labels, weight)
+    eps = check_number("eps", eps, 0.0)
     chosen = select("cond_instance_norm_elu", backend, x, labels, weight)
     if chosen == "reference":
         return reference.cond_instance_norm_elu(x, labels, weight, eps, elu)
@@ -201,12 +121,12 @@ def max_pool5(x: Tensor, *, padding: str = "neg_inf", backend: str | None = None
         TypeError, ValueError: arguments of a wrong dtype or shape; an unknown padding.
         RuntimeError: a backend asked for that cannot serve the call.
     """
-    _check_tensor("x", x, _FLOATING)
+    check_tensor("x", x, FLOATING)
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise ValueError(
             f"x must have shape (N, C, H, W) with C, H and W >= 1, got {tuple(x.shape)}"
         )
-    _check_padding(padding)
+    check_padding(padding)
     chosen = select("max_pool5", backend, x)
     if chosen == "reference":
         return reference.max_pool5(x, padding)
@@ -251,25 +171,25 @@ def norm_elu_conv3x3(
     Raises:
         TypeError, ValueError, RuntimeError, IndexError: as the parts do.
     """
-    labels = _check_norm(x, labels, norm_weight, "norm_weight")
+    labels = check_norm(x, labels, norm_weight, "norm_weight")
     if x.dim() != 4:
         raise ValueError(f"x must have shape (N, C, H, W), got {tuple(x.shape)}")
     n, channels, *size = x.shape
-    _check_tensor("weight", weight, _FLOATING, like=x)
+    check_tensor("weight", weight, FLOATING, like=x)
     if weight.dim() != 4 or tuple(weight.shape[1:]) != (channels, 3, 3):
         raise ValueError(f"weight must have shape (O, {channels}, 3, 3), got {tuple(weight.shape)}")
     out_channels = weight.shape[0]
     if bias is not None:
-        _check_tensor("bias", bias, _FLOATING, like=x)
-        _check_shape("bias", bias, (out_channels,))
+        check_tensor("bias", bias, FLOATING, like=x)
+        check_shape("bias", bias, (out_channels,))
     if residual is not None:
-        _check_tensor("residual", residual, _FLOATING, like=x)
-        _check_shape("residual", residual, (n, out_channels, *size))
+        check_tensor("residual", residual, FLOATING, like=x)
+        check_shape("residual", residual, (n, out_channels, *size))
     if not isinstance(dilation, int) or dilation < 1:
         raise ValueError(f"dilation must be an int >= 1, got {dilation!r}")
     if pool is not None:
-        _check_padding(pool)
-    eps = _check_number("eps", eps, 0.0)
+        check_padding(pool)
+    eps = check_number("eps", eps, 0.0)
 
     tensors = (x, labels, norm_weight, weight, bias, residual)
     chosen = select("norm_elu_conv3x3", backend, *tensors)
@@ -326,14 +246,14 @@ def langevin_step_(
 
     Source: Song & Ermon 2019 (arXiv:1907.05600), algorithm 1. Noise: Philox4x32-10 (Salmon et al. 2011), stream 1.
     """
-    _check_tensor("x", x, (torch.float32,))
+    check_tensor("x", x, (torch.float32,))
     if x.dim() == 0:
         raise ValueError("x must have at least one axis, the samples, got a 0-d tensor")
     for name, value in (("score", score), ("noise", noise)):
         if name == "score" or value is not None:
-            _check_tensor(name, value, _FLOATING, like=x)
-            _check_shape(name, value, x.shape)
-    if layout_of(x) is None and _overlaps_itself(x):
+            check_tensor(name, value, FLOATING, like=x)
+            check_shape(name, value, x.shape)
+    if layout_of(x) is None and overlaps_itself(x):
         raise RuntimeError(
             f"x must not overlap itself, as it is written in place; got strides {tuple(x.stride())}"
             f" for shape {tuple(x.shape)}: use x.clone()"
@@ -346,20 +266,20 @@ def langevin_step_(
 
     step_size_tensor = step_tensor = None
     if isinstance(step_size, Tensor):
-        _check_tensor("step_size", step_size, _FLOATING, like=x)
-        _check_one_element("step_size", step_size)
+        check_tensor("step_size", step_size, FLOATING, like=x)
+        check_one_element("step_size", step_size)
         step_size_tensor, step_size = step_size.float(), 0.0
     else:
-        step_size = _check_number("step_size", step_size, 0.0)
+        step_size = check_number("step_size", step_size, 0.0)
     if isinstance(step, Tensor):
-        _check_tensor("step", step, (torch.int64,), like=x)
-        _check_one_element("step", step)
+        check_tensor("step", step, (torch.int64,), like=x)
+        check_one_element("step", step)
         step_tensor, step = step, 0
     else:
-        step = _check_integer("step", step, 2**32)
-    signed_seed = 0 if seed is None else _check_seed(seed)
-    sample_offset = _check_samples(sample_offset, x.shape[0])
-    clip = None if clip is None else _check_number("clip", clip, 0.0)
+        step = check_integer("step", step, 2**32)
+    signed_seed = 0 if seed is None else check_seed(seed)
+    sample_offset = check_samples(sample_offset, x.shape[0])
+    clip = None if clip is None else check_number("clip", clip, 0.0)
 
     chosen = select("langevin_step_", backend, x, score, noise)
     if chosen == "reference":
@@ -388,20 +308,6 @@ def langevin_step_(
     return x
 
 
-def _check_one_element(name: str, value: Tensor) -> None:
-    if value.numel() != 1:
-        raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
-
-
-def _check_samples(sample_offset: int, n: int) -> int:
-    sample_offset = _check_integer("sample_offset", sample_offset, 2**32)
-    if sample_offset + n > 2**32:
-        raise ValueError(
-            f"sample_offset + the number of samples must be at most 2**32, got {sample_offset} + {n}"
-        )
-    return sample_offset
-
-
 def _philox(
     shape: Sequence[int],
     kind: int,
@@ -418,12 +324,12 @@ def _philox(
     shape = tuple(shape)
     if not shape:
         raise ValueError("shape must have at least one axis, the samples, got ()")
-    signed_seed = _check_seed(seed)
-    step = _check_integer("step", step, 2**32)
-    sample_offset = _check_samples(sample_offset, shape[0])
-    stream = _check_integer("stream", stream, 2**32)
-    if kind != PHILOX_BITS and dtype not in _FLOATING:
-        raise TypeError(f"dtype must be one of {_names(_FLOATING)}, got {dtype}")
+    signed_seed = check_seed(seed)
+    step = check_integer("step", step, 2**32)
+    sample_offset = check_samples(sample_offset, shape[0])
+    stream = check_integer("stream", stream, 2**32)
+    if kind != PHILOX_BITS and dtype not in FLOATING:
+        raise TypeError(f"dtype must be one of {names(FLOATING)}, got {dtype}")
     # Half precision is the float32 number, rounded; float64 is evaluated in float64, by the reference alone.
     out_dtype = dtype if dtype in (torch.int32, torch.float64) else torch.float32
     out = torch.empty(shape, dtype=out_dtype, device=device, memory_format=memory_format)

@@ -1,8 +1,7 @@
 """Autograd around the operators, to second order and beyond.
 
-An operator's first gradient is its ``_backward`` operator. Differentiating that gradient goes through the
-reference with its statistics recomputed: saved statistics taken as constants would make second derivatives wrong without
-a word.
+An operator's first gradient is its ``_backward`` operator. Differentiating that gradient goes through the reference
+with its statistics recomputed: saved statistics taken as constants would make second derivatives wrong without a word.
 Forward-mode differentiation raises, as ``autograd.Function`` without a ``jvp`` does.
 """
 

@@ -1,0 +1,113 @@
+"""Checks of the operators' arguments: what a caller got wrong, in words, before any kernel runs."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+PADDINGS = ("neg_inf", "zero")
+
+
+def names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def check_tensor(
+    name: str, value: object, dtypes: Sequence[torch.dtype], like: Tensor | None = None
+) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name} must have dtype {names(dtypes)}, got {names([value.dtype])}")
+    if like is not None and value.device != like.device:
+        raise RuntimeError(f"{name} must be on {like.device}, where x is, got {value.device}")
+
+
+def check_shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
+
+
+def check_norm(x: Tensor, labels: Tensor, weight: Tensor, name: str = "weight") -> Tensor:
+    """Checks the norm's arguments; returns the labels as int64."""
+    check_tensor("x", x, FLOATING)
+    if x.dim() < 3 or 0 in x.shape[1:]:
+        raise ValueError(
+            f"x must have shape (N, C, *spatial) with C and every spatial size >= 1, got {tuple(x.shape)}"
+        )
+    n, channels = x.shape[:2]
+    check_tensor("labels", labels, INTEGERS, like=x)
+    if tuple(labels.shape) not in ((n,), (1,)):
+        raise ValueError(f"labels must have shape ({n},) or (1,), got {tuple(labels.shape)}")
+    check_tensor(name, weight, FLOATING, like=x)
+    if weight.dim() != 2 or weight.shape[1] not in (2 * channels, 3 * channels):
+        raise ValueError(
+            f"{name} must have shape (K, {2 * channels}), gamma | beta, or (K, {3 * channels}), "
+            f"gamma | alpha | beta, for x with {channels} channels, got {tuple(weight.shape)}"
+        )
+    if channels == 1 and weight.shape[1] == 3:
+        raise ValueError(f"InstanceNorm++ ({name} of 3 columns) needs at least 2 channels, x has 1")
+    return labels.long()
+
+
+def check_number(name: str, value: float, minimum: float) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value >= minimum):
+        raise ValueError(f"{name} must be finite and >= {minimum:g}, got {value}")
+    return float(value)
+
+
+def check_integer(name: str, value: int, limit: int) -> int:
+    if not isinstance(value, int):
+        try:
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    if not 0 <= value < limit:
+        raise ValueError(f"{name} must be in 0 .. 2**{limit.bit_length() - 1} - 1, got {value}")
+    return value
+
+
+def check_seed(seed: int) -> int:
+    """The seed as the signed integer that an operator takes."""
+    seed = check_integer("seed", seed, 2**64)
+    return seed if seed < 2**63 else seed - 2**64
+
+
+def check_padding(padding: str) -> None:
+    if padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements may share memory (an expanded tensor, say)."""
+    axes = sorted(
+        (stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1
+    )
+    reach = 0
+    for stride, size in axes:
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def check_one_element(name: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
+
+
+def check_samples(sample_offset: int, n: int) -> int:
+    sample_offset = check_integer("sample_offset", sample_offset, 2**32)
+    if sample_offset + n > 2**32:
+        raise ValueError(
+            f"sample_offset + the number of samples must be at most 2**32, got {sample_offset} + {n}"
+        )
+    return sample_offset

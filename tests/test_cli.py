@@ -1,0 +1,264 @@
+"""The command ``ncsn-fast``: what each command makes, and every mistake as one line with exit status 2."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ncsn_fast import NCSN, cli
+from ncsn_fast.checkpoints import load_checkpoint
+from ncsn_fast.data import load_images
+from ncsn_fast.training import read_losses
+
+SMALL = ["--nf", "4", "--num-classes", "3", "--sigma-end", "0.1", "--batch", "4"]
+
+
+@pytest.fixture
+def ncsn_fast(capsys):
+    """``ncsn_fast("train", ...)`` runs a command in this process: its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(ncsn_fast):
+    """Runs a command that must fail as a mistake of the user: one line on stderr, which is returned."""
+
+    def run(*arguments):
+        status, out, err = ncsn_fast(*arguments)
+        last = err.splitlines()[-1]
+        assert status == 2
+        assert last.startswith("ncsn-fast: ")
+        assert "Traceback" not in err + out
+        return last
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", *SMALL, "--iterations", "4", "--out", str(out)])
+    assert stop.value.code == 0
+    return out
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+def test_train_on_the_digits(trained):
+    checkpoint = load_checkpoint(trained / "checkpoint.pt")
+    assert (checkpoint.config.nf, checkpoint.config.num_classes, checkpoint.step) == (4, 3, 4)
+    assert checkpoint.config.sigmas[0] == pytest.approx(9.47)  # of the digits' distances
+    assert checkpoint.data["shape"] == (1540, 1, 8, 8)
+    assert checkpoint.settings["batch_size"] == 4
+    assert read_losses(trained / "losses.csv")[0] == [1, 2, 3, 4]
+    assert NCSN.from_pretrained(trained / "model").config == checkpoint.config
+
+
+def test_train_on_a_folder(ncsn_fast, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        pixels = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    out = tmp_path / "new" / "run"
+    where = ["--data", tmp_path, "--image-size", 6, "--out", out]
+    status, text, _ = ncsn_fast("train", *SMALL, *where, "--iterations", 2, "--sigma-begin", 5)
+    assert status == 0
+    assert text.startswith("3 images of (3, 6, 6); ")
+    assert load_checkpoint(out / "checkpoint.pt").image_size == (6, 6)
+
+
+def test_resume_takes_the_settings_of_the_run(ncsn_fast, refused, tmp_path):
+    command = ["train", *SMALL, "--out", tmp_path, "--lr-schedule", "constant"]
+    assert ncsn_fast(*command, "--iterations", 3)[0] == 0
+    assert "exists: resume that run" in refused(*command, "--iterations", 5)
+    # Nothing but the folder, and then the whole command again.
+    resume = ["train", "--out", tmp_path, "--resume"]
+    assert ncsn_fast(*resume, "--iterations", 4)[0] == 0
+    assert ncsn_fast(*command, "--iterations", 5, "--resume")[0] == 0
+    assert load_checkpoint(tmp_path / "checkpoint.pt").step == 5
+    assert "another configuration: nf is 4 there and 5 here" in refused(*resume, "--nf", 5)
+    assert "other settings: lr is 0.001 there and 0.1 here" in refused(*resume, "--lr", 0.1)
+    assert "another configuration: sigmas" in refused(*resume, "--sigma-begin", 3)
+    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8), np.uint8))
+    assert "another data set: shape" in refused(*resume, "--data", tmp_path / "x.npy")
+    assert load_checkpoint(tmp_path / "checkpoint.pt").step == 5
+    assert ncsn_fast(*command, "--iterations", 2, "--overwrite")[0] == 0
+    assert load_checkpoint(tmp_path / "checkpoint.pt").step == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "the data path nowhere does not exist"),
+        (["--data", "{tmp}/empty"], "holds no image"),
+        (["--data", "{tmp}/text.png"], "cannot read {tmp}/text.png as an image"),
+        (["--out", "{tmp}/text.png/run"], "could not write {tmp}/text.png/run/losses.csv"),
+        (["--out", "{tmp}/run", "--resume"], "no checkpoint file {tmp}/run/checkpoint.pt"),
+        (["--dilations", "1,2"], "dilations must be exactly 4"),
+        (["--dilations", "1,b"], "dilations must be integers with commas, got '1,b'"),
+        (["--batch", "0"], "batch_size must be an int >= 1, got 0"),
+        (["--lr", "nan"], "lr must be positive and finite, got nan"),
+        (["--num-classes", "1"], "num_scales must be at least 2"),
+        (["--sigma-begin", "0.001"], "sigma_begin must be greater than sigma_end"),
+        (["--device", "gpu"], 'device must be "auto", "cpu", "cuda" or "cuda:N", got \'gpu\''),
+        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--nf", "many"], "Invalid value for '--nf'"),
+        (["--nosuch"], "No such option"),
+        (["--lr-schedule", "linear"], "Invalid value for '--lr-schedule'"),
+    ],
+)
+def test_train_mistakes(refused, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("text")
+    arguments = [a.format(tmp=tmp_path) for a in arguments]
+    assert message.format(tmp=tmp_path) in refused("train", *arguments)
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(tmp_path):
+    out = tmp_path / "run"
+    entry = [sys.executable, "-c", "from ncsn_fast.cli import main; main()", "train"]
+    command = [*entry, *SMALL, "--iterations", "100000", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    seen = b""
+    deadline = time.monotonic() + 60
+    while b"loss=" not in seen:  # the bar: it is in the loop
+        assert process.poll() is None and time.monotonic() < deadline
+        seen += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1].decode()
+    step = load_checkpoint(out / "checkpoint.pt").step
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == (
+        f"ncsn-fast: interrupted after step {step}; checkpoint written to {out / 'checkpoint.pt'}; "
+        "the same command with --resume goes on"
+    )
+    assert "Traceback" not in stderr
+    more = [*entry, "--out", str(out), "--resume", "--iterations", str(step + 2)]
+    assert subprocess.run(more, capture_output=True).returncode == 0
+    assert read_losses(out / "losses.csv")[0] == list(range(1, step + 3))
+
+
+# --- sample ---------------------------------------------------------------------------------------
+
+
+def test_sample_from_every_form_into_every_form(ncsn_fast, trained, tmp_path):
+    draw = ["--n", 5, "--steps", 1, "--seed", 7]
+    forms = {
+        "a.npy": [trained],
+        "b.npz": [trained / "checkpoint.pt", "--batch", 2],
+        "c": [trained / "model", "--image-size", 8],
+        "d.png": [trained],
+    }
+    for name, arguments in forms.items():
+        assert ncsn_fast("sample", *arguments, *draw, "--out", tmp_path / "new" / name)[0] == 0
+    images = np.load(tmp_path / "new" / "a.npy")
+    assert images.shape == (5, 1, 8, 8) and images.dtype == np.float32
+    assert np.abs(images).max() <= 1
+    # Image i is image i, whatever the batch.
+    np.testing.assert_allclose(np.load(tmp_path / "new" / "b.npz")["images"], images, atol=1e-4)
+    files = sorted(p.name for p in (tmp_path / "new" / "c").iterdir())
+    assert files == [f"000{i}.png" for i in range(5)]
+    read = load_images(tmp_path / "new" / "c", 8, 1).numpy()
+    np.testing.assert_allclose(read, images, atol=1 / 127)
+    with Image.open(tmp_path / "new" / "d.png") as picture:
+        assert min(picture.size) > 2 * 64
+    model = NCSN.from_pretrained(trained / "model")
+    lr = 0.2 * float(model.sigmas[-1]) ** 2
+    expected = model.sample(5, 8, None, 1, lr, clip=False, denoise=True, seed=7, verbose=False)
+    np.testing.assert_allclose(images, expected.clamp(-1, 1).numpy(), atol=1e-4)
+
+
+def test_sample_options_reach_the_sampler(ncsn_fast, trained, tmp_path, monkeypatch):
+    asked = []
+
+    def sample(self, n, size, **options):
+        asked.append((n, size, options))
+        return torch.zeros(n, 1, 2, 2)
+
+    monkeypatch.setattr(NCSN, "sample", sample)
+    options = ["--clip", "--no-denoise", "--steps", 3, "--step-lr", 0.5, "--image-size", 9]
+    out = ["--n", 5, "--batch", 3, "--out", tmp_path / "x.npy"]
+    assert ncsn_fast("sample", trained, *options, *out)[0] == 0
+    common = {"n_steps_each": 3, "step_lr": 0.5, "clip": True, "denoise": False, "seed": 0}
+    assert asked == [(3, 9, common | {"sample_offset": 0}), (2, 9, common | {"sample_offset": 3})]
+
+
+def test_sample_mistakes(refused, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = (trained / "checkpoint.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "other.pt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for source, message in {
+        "nowhere": "nowhere does not exist",
+        "cut.pt": "cut.pt is truncated",
+        "other.pt": "other.pt is not a checkpoint of ncsn_fast",
+        "empty": "the folder empty holds neither checkpoint.pt nor a model",
+        "model": "model.safetensors does not exist",
+    }.items():
+        assert message in refused("sample", source)
+    assert "give --image-size" in refused("sample", trained / "model")
+    assert "must end in .png, .npy or .npz" in refused("sample", trained, "--out", "a.jpg")
+    assert "cannot make the folder cut.pt" in refused("sample", trained, "--out", "cut.pt/a.png")
+    assert "n_steps_each must be" in refused("sample", trained, "--steps", 0)
+    assert "step_lr must be" in refused("sample", trained, "--step-lr", -1)
+    assert "--n" in refused("sample", trained, "--n", 0)
+    assert not list(tmp_path.glob("*.png"))
+
+
+# --- the rest -------------------------------------------------------------------------------------
+
+
+def test_info(ncsn_fast):
+    status, text, _ = ncsn_fast("info")
+    assert status == 0 and "langevin_step_" in text
+    status, text, _ = ncsn_fast("info", "--json")
+    assert status == 0 and json.loads(text)["operators"]["cpu"]["langevin_step_"]["auto"]
+
+
+def test_help_names_every_command_and_its_defaults(ncsn_fast):
+    status, text, _ = ncsn_fast()
+    assert status == 0
+    assert all(name in text for name in ("train", "sample", "demo", "info"))
+    for command in ("train", "sample", "demo", "info"):
+        status, text, _ = ncsn_fast(command, "--help")
+        assert status == 0 and "Usage: ncsn-fast" in text
+    assert "ncsn-fast: No such command 'draw'." in ncsn_fast("draw")[2]
+    assert ncsn_fast("--version")[1].startswith("ncsn_fast ")
+
+
+def test_without_typer_it_says_what_to_install():
+    script = (
+        "import sys; sys.modules['typer'] = None; from ncsn_fast.cli import main; main(['info'])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 2
+    expected = 'ncsn-fast: the command line takes typer: pip install "ncsn_fast[cli]"\n'
+    assert (run.stdout, run.stderr) == ("", expected)
+
+
+def test_a_missing_extra_is_one_line(refused, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    line = refused("train", "--out", tmp_path)
+    assert line == 'ncsn-fast: the digits come with scikit-learn: pip install "ncsn_fast[demo]"'
