@@ -9,8 +9,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A newer torch from PyPI is the CUDA build, several GB; this version is the one the tests were run with.
+# The version the tests were run with. On Linux, PyPI has it as the CUDA build, several GB; the README names a smaller one.
 TORCH ?= torch==2.13.0
+RESULTS ?= build/bench.csv
 SOURCES := setup.py pyproject.toml ncsn_fast/__init__.py $(shell find csrc -type f)
 
 .PHONY: demo test lint bench gpu-check clean
@@ -26,7 +27,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds \
+		--benchmark-json=build/bench.json
+	$(BIN)/python benchmarks/record.py build/bench.json $(RESULTS)
 
 $(VENV)/.packages: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,7 +41,7 @@ $(VENV)/.installed: $(VENV)/.packages $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
-# Nothing is installed over what the machine has: the build goes into the source tree.
+# Fetches nothing; makes an editable install of this checkout in that Python.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 

@@ -11,10 +11,10 @@ ABI: a build needs torch's headers, no GPU and no CUDA build of torch, and serve
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,6 +36,10 @@ def flag(name: str) -> bool:
     return os.environ.get(name, "0") not in ("", "0")
 
 
+def quote(path: str | Path) -> str:
+    return shlex.quote(str(path))
+
+
 def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", version)[:2])
 
@@ -48,7 +52,9 @@ def find_torch() -> tuple[Path, str] | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    return Path(spec.origin).parent, importlib.metadata.version("torch")
+    folder = Path(spec.origin).parent
+    version = re.search(r"^__version__ = ['\"](.+)['\"]", (folder / "version.py").read_text(), re.M)
+    return folder, version[1]
 
 
 def find_cuda_home() -> Path | None:
@@ -147,6 +153,15 @@ def plan() -> list[Extension]:
 class BuildKernels(build_ext):
     """Builds each extension with ninja, in a folder that outlives the build, so that a second one is quick."""
 
+    def run(self) -> None:
+        # What an earlier build with another NCSN_FAST_BUILD left would be loaded, or packed into the wheel.
+        planned = {ext.name for ext in self.extensions}
+        for name in {"ncsn_fast._C", "ncsn_fast._C_cuda"} - planned:
+            Path(self.build_lib, self.get_ext_filename(name)).unlink(missing_ok=True)
+            if self.inplace or self.editable_mode:
+                (ROOT / self.get_ext_filename(name)).unlink(missing_ok=True)
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         import ninja
         from ninja import ninja_syntax
@@ -160,7 +175,7 @@ class BuildKernels(build_ext):
         tools = cuda_toolchain(torch_dir) if cuda else cpp_toolchain(torch_dir)
         if not cuda:
             write_if_changed(folder / "build_config.h", self.build_config(tools, torch_version))
-            tools["flags"].append(f"-I{folder}")
+            tools["flags"].append(f"-I{quote(folder)}")
 
         manifest = folder / f"{ext.name}.ninja"
         with manifest.open("w") as file:
@@ -200,7 +215,9 @@ class BuildKernels(build_ext):
             version = re.search(r"release ([\d.]+)", release)[1]
             architectures = " ".join(re.findall(r"code=(\w+)", " ".join(cuda_architectures(nvcc))))
         facts = {
-            "COMPILER_FLAGS": " ".join(f for f in tools["flags"] if f[:2] not in ("-I", "-i")),
+            "COMPILER_FLAGS": " ".join(
+                f for f in tools["flags"] if f[:2] not in ("-I", "-i") and "-map=" not in f
+            ),
             "TORCH_VERSION": torch_version,
             "CUDA_VERSION": version,
             "CUDA_ARCHITECTURES": architectures,
@@ -216,9 +233,15 @@ def common_flags(torch_dir: Path) -> list[str]:
         "-std=c++17",
         "-g -O0" if flag("DEBUG") else "-O3 -DNDEBUG",
         f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000ull",
-        f"-I{ROOT / 'csrc'}",
-        f"-isystem {include}",
+        f"-I{quote(ROOT / 'csrc')}",
+        f"-isystem {quote(include)}",
     ]
+
+
+def anonymous_paths(torch_dir: Path) -> list[str]:
+    """Keeps the folders of the building machine out of the messages of the kernels' checks."""
+    folders = (torch_dir / "include", ROOT)
+    return [f"-ffile-prefix-map={quote(f'{folder}/')}=" for folder in folders]
 
 
 def cpp_toolchain(torch_dir: Path) -> dict:
@@ -229,9 +252,10 @@ def cpp_toolchain(torch_dir: Path) -> dict:
     # No -march=native: the level is chosen at run time.
     flags = [
         "-fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra",
+        *anonymous_paths(torch_dir),
         # Before torch's headers, which hold a pybind11 of their own that refuses a stable-ABI build.
-        f"-isystem {pybind11.get_include()}",
-        f"-isystem {sysconfig.get_paths()['include']}",
+        f"-isystem {quote(pybind11.get_include())}",
+        f"-isystem {quote(sysconfig.get_paths()['include'])}",
         *common_flags(torch_dir),
     ]
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
@@ -239,7 +263,7 @@ def cpp_toolchain(torch_dir: Path) -> dict:
         "compiler": compiler,
         "flags": flags,
         "linker": f"{compiler} {shared}",
-        "libraries": [f"-L{torch_dir / 'lib'}", "-ltorch_cpu"],
+        "libraries": [f"-L{quote(torch_dir / 'lib')}", "-ltorch_cpu"],
     }
 
 
@@ -249,20 +273,21 @@ def cuda_toolchain(torch_dir: Path) -> dict:
     flags = [
         *common_flags(torch_dir),
         *cuda_architectures(nvcc),
-        f"-ccbin {find_compiler()}",
+        f"-ccbin {quote(find_compiler())}",
         "-DUSE_CUDA -Xcompiler -fPIC,-fvisibility=hidden",
+        *(f"-Xcompiler {flag}" for flag in anonymous_paths(torch_dir)),
         f"--threads {os.environ.get('NVCC_THREADS', '1')}",
     ]
     library_dir = next(d for d in (home / "lib64", home / "lib") if d.is_dir())
     return {
-        "compiler": str(nvcc),
+        "compiler": quote(nvcc),
         "flags": flags,
         "linker": f"{find_compiler()} -shared",
         # The one symbol of libtorch_cuda.so (the current stream) is left open: it resolves through libtorch.so, which
         # needs libtorch_cuda.so in a CUDA build of torch. So this links with a CPU build of torch too.
         "libraries": [
-            f"-L{torch_dir / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu",
-            f"-L{library_dir} -lcudart_static -ldl -lrt -lpthread",
+            f"-L{quote(torch_dir / 'lib')} -Wl,--no-as-needed -ltorch -ltorch_cpu",
+            f"-L{quote(library_dir)} -lcudart_static -ldl -lrt -lpthread",
         ],
     }
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.resolve()
 RESULTS = ROOT / "benchmarks" / "results"
+TIMED_OUT = 124  # as the command timeout reports it
 LIMIT_SECONDS = 570  # for all of it
 
 
@@ -31,15 +33,16 @@ def main() -> int:
     def run(name: str, command: list[str], limit: float, **environment: str) -> int:
         limit = min(limit, deadline - time.monotonic())
         print(f"== {name} ==", flush=True)
-        if limit <= 0:
-            print(f"{name}: no time left")
-            return 1
         start = time.monotonic()
+        # A group of its own: a compiler or a test's child must not outlive the limit.
+        process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
         try:
-            status = subprocess.run(command, env=os.environ | environment, timeout=limit).returncode
+            status = process.wait(timeout=max(limit, 0))
         except subprocess.TimeoutExpired:
             print(f"{name}: stopped after {limit:.0f} s")
-            status = 124
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = TIMED_OUT
         summary[name] = {"status": status, "seconds": round(time.monotonic() - start, 1)}
         return status
 
@@ -59,15 +62,18 @@ def main() -> int:
         TORCH_CUDA_ARCH_LIST=os.environ.get("TORCH_CUDA_ARCH_LIST", capability(python)),
     )
     if build == 0:
-        facts = subprocess.run(
-            [python, "-m", "ncsn_fast.info", "--json"], capture_output=True, text=True
+        write = (
+            "import sys; from ncsn_fast import info; open(sys.argv[1], 'w').write(info.as_json())"
         )
-        (RESULTS / f"{stem}-info.json").write_text(facts.stdout)
-        tests = [python, "-m", "pytest", "-q", "-m", "cuda", "tests"]
+        run("info", [python, "-c", write, str(RESULTS / f"{stem}-info.json")], 60)
+        tests = [python, "-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py"]
         run("tests", tests, 240)
         if shutil.which("compute-sanitizer"):
             sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
-            run("memcheck", [*sanitizer, *tests, "-k", "native and not graph"], 120)
+            small = ["-k", "native and not graph and not more_than"]
+            run("memcheck", [*sanitizer, *tests, *small], 120)
+        else:
+            print("compute-sanitizer is absent: no memory check")
         figures = RESULTS / f"{stem}.json"
         bench = [python, "-m", "pytest", "-q", "benchmarks", "--benchmark-only"]
         if run("benchmarks", [*bench, f"--benchmark-json={figures}"], 200) == 0:

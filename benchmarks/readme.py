@@ -36,6 +36,7 @@ def langevin() -> str:
 def demo() -> str:
     """The numbers of the digits demo."""
     run = json.loads((RESULTS / "demo-digits.json").read_text())
+    assert not run["resumed"], "the seconds of a resumed run are not those of the training"
     lines = [
         "| | Frechet distance to held-out digits | nearest training digit (median distance) |",
         "| --- | --- | --- |",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import json
 import math
 import os
 import sys
@@ -32,6 +31,7 @@ from .checkpoints import (
 from .config import NCSNConfig
 from .data import largest_distance, load_digits, load_images, to_uint8
 from .model import NCSN
+from .ops.dispatch import BackendError
 from .schedules import make_sigmas
 from .training import TrainingError, TrainingInterrupted, TrainingSettings, train
 
@@ -53,6 +53,7 @@ EXPECTED_ERRORS = (
     TypeError,
     OSError,
     ImportError,
+    BackendError,
     CheckpointError,
     TrainingError,
     torch.OutOfMemoryError,
@@ -226,10 +227,18 @@ def demo_command(
         int | None, typer.Option(help="Training steps.", show_default="the demo's own")
     ] = None,
     samples: Annotated[int, typer.Option(help="How many digits to draw.")] = 100,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train anew, even if OUT holds a demo's network.")
+    ] = False,
 ) -> None:
-    """Train on scikit-learn's handwritten digits, draw new ones, measure them. A few minutes."""
+    """Train on scikit-learn's handwritten digits, draw new ones, measure them. A few minutes.
+
+    A network that is in OUT already is trained to its end, or used as it is.
+    """
     from . import demo
 
+    if fresh:
+        (out / CHECKPOINT_NAME).unlink(missing_ok=True)
     demo.run(out, seed=seed, iterations=iterations, n_samples=samples)
 
 
@@ -237,8 +246,7 @@ def info_command(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Versions, devices, the build, and which backend serves which operator, or why not."""
-    facts = info.collect()
-    typer.echo(json.dumps(facts, indent=2) if as_json else info.render(facts))
+    typer.echo(info.as_json() if as_json else info.render(info.collect()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -287,7 +295,8 @@ def _with_clean_errors(command: Callable[..., None]) -> Callable[..., None]:
         except EXPECTED_ERRORS as error:
             raise typer.Exit(_complain(_one_line(error))) from error
         except TrainingInterrupted as stop:
-            _complain(f"{stop}; the same command with --resume goes on")
+            how = "the same command" + ("" if command is demo_command else " with --resume")
+            _complain(f"{stop}; {how} goes on")
             raise typer.Exit(INTERRUPTED) from stop
         except KeyboardInterrupt as stop:
             _complain("interrupted")

@@ -14,7 +14,7 @@ import torch
 from . import __version__
 from .ops import dispatch, extension
 
-_PACKAGES = ("torch", "triton", "numpy", "safetensors", "huggingface_hub")
+_PACKAGES = ("triton", "numpy", "safetensors", "huggingface_hub")
 
 
 def _version(package: str) -> str | None:
@@ -75,7 +75,8 @@ def collect() -> dict[str, Any]:
         "ncsn_fast": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        # torch's own word: the package's metadata may lack the build (+cpu, +cu130).
+        "packages": {"torch": torch.__version__} | {name: _version(name) for name in _PACKAGES},
         "cuda_of_torch": torch.version.cuda,
         "devices": _devices(),
         "libraries": {name: extension.status(name) for name in ("cpu", "cuda", "triton")},
@@ -88,6 +89,11 @@ def collect() -> dict[str, Any]:
         },
         "operators": {device_type: _operators(device_type) for device_type in device_types},
     }
+
+
+def as_json() -> str:
+    """The facts as JSON text."""
+    return json.dumps(collect(), indent=2)
 
 
 def render(info: dict[str, Any]) -> str:
@@ -125,8 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     if any(a != "--json" for a in arguments):
         print("usage: python -m ncsn_fast.info [--json]", file=sys.stderr)
         return 2
-    info = collect()
-    print(json.dumps(info, indent=2) if arguments else render(info))
+    print(as_json() if arguments else render(collect()))
     return 0
 
 

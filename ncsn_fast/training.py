@@ -49,6 +49,7 @@ SCHEDULES = ("cosine", "constant")
 
 # Two uses of the stream for everything else, told apart by the sample number.
 ORDER_SAMPLE, LABEL_SAMPLE = 0, 1
+HOST = {"device": "cpu", "backend": "auto"}  # whatever backend was chosen for the network
 
 
 class TrainingError(RuntimeError):
@@ -222,11 +223,11 @@ def train(
             loss, _ = model.get_loss(batch, labels=labels, seed=(settings.seed << 32) + step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            if settings.grad_clip:
-                torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
             optimizer.step()
             average.update_parameters(model)
-            losses.add(loss.detach(), rate)
+            # A gradient that is not finite spoils the weights a step before the loss shows it.
+            losses.add(torch.where(norm.isfinite(), loss.detach(), norm), rate)
             step += 1
             bar.update()
             if step % FLUSH_EVERY == 0:
@@ -283,8 +284,8 @@ class LossLog:
             self._step += 1
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss of step {self._step} is {value}: try a smaller learning rate; "
-                    "the last checkpoint written is from before"
+                    f"the loss of step {self._step}, or its gradient, is {value}: try a smaller "
+                    "learning rate; no checkpoint was written after it"
                 )
             self._unwritten.append(f"{self._step},{value:.6g},{rate:.6g}\n")
             self._smooth = value if self._smooth is None else 0.98 * self._smooth + 0.02 * value
@@ -336,7 +337,7 @@ def _batch_indices(settings: TrainingSettings, n: int, step: int) -> Tensor:
 
 @functools.lru_cache(maxsize=2)  # a batch touches the end of one epoch and the start of the next
 def _permutation(seed: int, n: int, epoch: int) -> Tensor:
-    keys = ops.philox_uniform((1, n), seed=seed, step=epoch, sample_offset=ORDER_SAMPLE)
+    keys = ops.philox_uniform((1, n), seed=seed, step=epoch, sample_offset=ORDER_SAMPLE, **HOST)
     return keys[0].argsort(stable=True)
 
 
@@ -347,7 +348,9 @@ def _batch_labels(settings: TrainingSettings, num_classes: int, step: int) -> Te
     random, so every image meets every level; the loss varies less from step to step than with independent draws.
     """
     size = settings.batch_size
-    u = ops.philox_uniform((1, size), seed=settings.seed, step=step, sample_offset=LABEL_SAMPLE)[0]
+    u = ops.philox_uniform(
+        (1, size), seed=settings.seed, step=step, sample_offset=LABEL_SAMPLE, **HOST
+    )[0]
     labels = ((torch.arange(size) + u.double()) * (num_classes / size)).long()
     return labels.clamp(max=num_classes - 1)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from ncsn_fast import NCSN, cli
 from ncsn_fast.checkpoints import load_checkpoint
 from ncsn_fast.data import load_images
-from ncsn_fast.training import read_losses
+from ncsn_fast.training import TrainingInterrupted, read_losses
 
 SMALL = ["--nf", "4", "--num-classes", "3", "--sigma-end", "0.1", "--batch", "4"]
 
@@ -225,6 +225,37 @@ def test_sample_mistakes(refused, trained, tmp_path, monkeypatch):
     assert "step_lr must be" in refused("sample", trained, "--step-lr", -1)
     assert "--n" in refused("sample", trained, "--n", 0)
     assert not list(tmp_path.glob("*.png"))
+
+
+# --- demo -----------------------------------------------------------------------------------------
+
+
+def test_demo_options_reach_it_and_fresh_forgets_the_network(ncsn_fast, monkeypatch, tmp_path):
+    from ncsn_fast import demo
+
+    asked = []
+    monkeypatch.setattr(demo, "run", lambda out, **options: asked.append((out, options)))
+    (tmp_path / "checkpoint.pt").write_text("of an earlier demo")
+    options = ["--out", tmp_path, "--seed", 3, "--iterations", 5, "--samples", 7]
+    assert ncsn_fast("demo", *options)[0] == 0
+    assert (tmp_path / "checkpoint.pt").exists()
+    assert ncsn_fast("demo", *options, "--fresh")[0] == 0
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert asked == [(tmp_path, {"seed": 3, "iterations": 5, "n_samples": 7})] * 2
+
+
+def test_demo_tells_how_to_go_on(ncsn_fast, monkeypatch, tmp_path):
+    from ncsn_fast import demo
+
+    def run(out, **options):
+        raise TrainingInterrupted(4, out / "checkpoint.pt")
+
+    monkeypatch.setattr(demo, "run", run)
+    status, _, err = ncsn_fast("demo", "--out", tmp_path)
+    assert status == 130
+    assert err.endswith(
+        f"checkpoint written to {tmp_path}/checkpoint.pt; the same command goes on\n"
+    )
 
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -237,3 +237,16 @@ def test_the_operator_guards_its_memory():
             step(x, bad, *rest)
     with pytest.raises(RuntimeError, match="float32"):
         step(x.double(), x.double(), *rest)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_a_graph_that_saved_the_state_notices(backend):
+    """Autograd must refuse to use values that were overwritten, not differentiate with the new ones."""
+    x, weight = tensor((2, 3)), torch.ones(2, 3, requires_grad=True)
+    y = (x * weight).sum()
+    ops.langevin_step_(x, torch.zeros(2, 3), 0.1, seed=1, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    with torch.inference_mode():
+        state = tensor((2, 3)) + 0
+        ops.langevin_step_(state, torch.zeros(2, 3), 0.1, seed=1, backend=backend)

@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
     model = new_model()
     with torch.no_grad():
         model.end_conv.bias.fill_(float("inf"))
-    with pytest.raises(TrainingError, match="the loss of step 1 is"):
+    with pytest.raises(TrainingError, match="the loss of step 1, or its gradient, is"):
         run(tmp_path, model)
 
 

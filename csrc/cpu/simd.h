@@ -1,6 +1,5 @@
-// The choice of SIMD level, made once at run time. A kernel is written as one always-inlined function template over the level's
-// vector width; NCSN_SIMD_ENTRY makes an entry point of it for each level, compiled with that level's instructions.
-// Nothing here knows what a kernel computes.
+// The choice of SIMD level, made once at run time. A kernel is one always-inlined function; an entry point for each level,
+// marked with its NCSN_TARGET_*, compiles it with that level's instructions. Nothing here knows what a kernel computes.
 
 #pragma once
 

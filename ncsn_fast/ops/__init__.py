@@ -56,6 +56,12 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def _note_change(x: Tensor) -> None:
+    """Lets autograd see that x was written: a graph that saved it must refuse, not use the new values."""
+    if not torch.compiler.is_compiling() and not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+
+
 # --- the network's operators ----------------------------------------------------------------------
 
 
@@ -305,6 +311,7 @@ def langevin_step_(
         sample_offset,
         clip,
     )
+    _note_change(x)
     return x
 
 

@@ -35,6 +35,10 @@ AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference"
 _policy: dict[str, str] = {"*": "auto"}
 
 
+class BackendError(RuntimeError):
+    """A backend that was asked for cannot serve a call; the message says why."""
+
+
 def _check_backend(name: str) -> str:
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or auto, got {name!r}")
@@ -125,7 +129,7 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
     """The backend that serves this call.
 
     Raises:
-        RuntimeError: the backend asked for, by the call or by :func:`set_backend`, cannot serve it.
+        BackendError: the backend asked for, by the call or by :func:`set_backend`, cannot serve it.
         ValueError: there is no backend of that name.
     """
     choice = _policy.get(op, _policy["*"]) if backend is None else _check_backend(backend)
@@ -135,7 +139,7 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         if reason is not None and op in COMPOSED:
             return "reference"
         if reason is not None:
-            raise RuntimeError(f"backend {choice!r} cannot serve {op}: {reason}")
+            raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
         return choice
     for name in AUTO.get(device_type, ()):
         if why_not(name, op, device_type, *tensors) is None:
