@@ -37,7 +37,9 @@ def test_pictures_and_make_targets_exist():
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).is_file()
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+    targets = set(re.findall(r"(?:^|`)(?:PYTHON=\S+ )?make ([a-z-]+)", README, flags=re.M))
+    assert {"demo", "test", "bench", "gpu-check"} <= targets
+    for target in targets:
         assert f"\n{target}:" in makefile
 
 
