@@ -194,7 +194,6 @@ class BuildKernels(build_ext):
             for source, target in zip(ext.sources, objects, strict=True):
                 out.build(target, "compile", str(ROOT / source))
             out.build(str(library), "link", objects)
-            out.default(str(library))
 
         jobs = os.environ.get("MAX_JOBS")
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-f", str(manifest)]
@@ -275,7 +274,8 @@ def cuda_toolchain(torch_dir: Path) -> dict:
         *cuda_architectures(nvcc),
         f"-ccbin {quote(find_compiler())}",
         "-DUSE_CUDA -Xcompiler -fPIC,-fvisibility=hidden",
-        *(f"-Xcompiler {flag}" for flag in anonymous_paths(torch_dir)),
+        # nvcc hands a flag with a space on as two.
+        *(f"-Xcompiler {f}" for f in anonymous_paths(torch_dir) if not re.search(r"[\s,]", f)),
         f"--threads {os.environ.get('NVCC_THREADS', '1')}",
     ]
     library_dir = next(d for d in (home / "lib64", home / "lib") if d.is_dir())
