@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -251,15 +253,23 @@ def test_only_the_fusion_that_never_runs_is_frozen():
         assert idle or parameter.grad.isfinite().all(), name
 
 
+DISTRIBUTED = """
+import os, sys, torch
+from ncsn_fast import NCSN
+torch.distributed.init_process_group("gloo", f"file://{sys.argv[1]}", world_size=1, rank=0)
+model = NCSN(in_channels=2, nf=4, num_classes=3, sigmas=(1.0, 0.3, 0.1))
+parallel = torch.nn.parallel.DistributedDataParallel(model)
+for _ in range(2):  # an unused parameter is an error in the second iteration
+    parallel(torch.randn(1, 2, 4, 4), torch.tensor([0])).sum().backward()
+print("both iterations", flush=True)
+os._exit(0)  # gloo's threads may wait for the interpreter's lock, and it for them
+"""
+
+
 def test_distributed_data_parallel_finds_no_unused_parameter(tmp_path):
-    init_file = f"file://{tmp_path}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_file, world_size=1, rank=0)
-    try:
-        parallel = torch.nn.parallel.DistributedDataParallel(make_model())
-        for _ in range(2):  # an unused parameter is an error in the second iteration
-            parallel(torch.randn(1, 2, 4, 4), torch.tensor([0])).sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
+    command = [sys.executable, "-c", DISTRIBUTED, tmp_path / "rendezvous"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "both iterations", result.stderr
 
 
 def test_gradcheck():
