@@ -2,7 +2,8 @@
 #   make demo       train an NCSN on handwritten digits and draw new ones, into ncsn_demo/
 #   make test       all tests
 #   make lint       ruff
-#   make bench      the benchmarks
+#   make bench      the benchmarks, a few telling cases; ncsn-fast bench without --quick runs them all
+#   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
 #   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks
 # PYTHON chooses the interpreter of the virtual environment (3.10 to 3.13).
 
@@ -11,10 +12,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The version the tests were run with. On Linux, PyPI has it as the CUDA build, several GB; the README names a smaller one.
 TORCH ?= torch==2.13.0
-RESULTS ?= build/bench.csv
+RESULTS ?= build/bench.json
 SOURCES := setup.py pyproject.toml ncsn_fast/__init__.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint bench report gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ncsn-fast demo --out ncsn_demo
@@ -27,10 +28,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.installed
-	mkdir -p build
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds \
-		--benchmark-json=build/bench.json
-	$(BIN)/python benchmarks/record.py build/bench.json $(RESULTS)
+	$(BIN)/ncsn-fast bench --quick --minutes 8 --out $(RESULTS)
+
+report: $(VENV)/.installed
+	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json --document README.md --document docs/performance.md
 
 $(VENV)/.packages: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,19 +1,17 @@
-"""What all benchmarks share: the device, and a timed call that waits for it."""
+"""Options of ``pytest benchmarks``, and the facts of the machine in its JSON."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 
-def devices() -> list[str]:
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every benchmark that takes a ``device`` runs on each that is there."""
-    if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", devices())
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ncsn_fast benchmarks")
+    group.addoption("--suite", action="append", help="ops, model, train or sample; default: all")
+    group.addoption("--device", default="auto", help="cpu, cuda or auto")
+    group.addoption("--dtype", action="append", help="float32, bfloat16 or float16")
+    group.addoption("--batch", help="batch sizes, such as 1,16")
+    group.addoption("--quick", action="store_true", help="a few telling shapes")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
@@ -23,20 +21,18 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["ncsn_fast"] = info.collect()
 
 
-@pytest.fixture
-def timed(benchmark):
-    """``timed(function, device, **facts)``: the benchmark of a call, the device's work included."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each peer of each case."""
+    if "peer" not in metafunc.fixturenames:
+        return
+    from ncsn_fast.benchmarks import suite
+    from ncsn_fast.benchmarks.command import settings_of
 
-    def run(function, device: str, **facts) -> None:
-        benchmark.extra_info.update(facts, device=device)
-
-        def call() -> None:
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-
-        for _ in range(3):
-            call()
-        benchmark(call)
-
-    return run
+    option = metafunc.config.option
+    settings = settings_of(option.device, option.dtype, option.batch, quick=option.quick)
+    pairs = [
+        pytest.param(settings, case, peer, id=f"{case.label} {peer.name} {peer.layout}")
+        for case in suite.find_cases(settings, tuple(option.suite or suite.SUITES))
+        for peer in case.peers
+    ]
+    metafunc.parametrize(("settings", "case", "peer"), pairs)

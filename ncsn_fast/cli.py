@@ -1,4 +1,4 @@
-"""The command ``ncsn-fast``: train, sample, demo, info.
+"""The command ``ncsn-fast``: train, sample, demo, bench, info.
 
 Belongs here: options, their defaults and help, and errors as one line. Does not belong here: anything a Python user
 would want too.
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, info
+from .benchmarks.command import bench_command
 from .checkpoints import (
     CHECKPOINT_NAME,
     CheckpointError,
@@ -109,7 +110,7 @@ def train_command(
     When resuming, options that are not given are those of the run; only --iterations and
     --checkpoint-every may differ.
     """
-    where = _device(device)
+    where = choose_device(device)
     given = _given(context)
     settings = {
         "iterations": iterations,
@@ -125,7 +126,7 @@ def train_command(
     shape = {
         "nf": nf,
         "num_classes": num_classes,
-        "dilations": _integers("dilations", dilations),
+        "dilations": integers("dilations", dilations),
         "norm": norm,
     }
     sigmas, begin = None, sigma_begin
@@ -195,7 +196,7 @@ def sample_command(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
 ) -> None:
     """Draw images from a trained network by annealed Langevin dynamics."""
-    where = _device(device)
+    where = choose_device(device)
     write = _writer(out)
     model, size = load_model(source, where)
     if image_size is None and size is None:
@@ -280,7 +281,7 @@ def _build_app() -> typer.Typer:
             typer.echo(f"ncsn_fast {__version__}")
             raise typer.Exit
 
-    for command in (train_command, sample_command, demo_command, info_command):
+    for command in (train_command, sample_command, demo_command, bench_command, info_command):
         app.command(command.__name__.removesuffix("_command"))(_with_clean_errors(command))
     return app
 
@@ -325,7 +326,8 @@ def _given(context: typer.Context) -> set[str]:
     }
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of an option; ValueError if there is none of that name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -344,7 +346,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _integers(name: str, text: str) -> tuple[int, ...]:
+def integers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of an option such as ``1,2,4``; ValueError if they are none."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:

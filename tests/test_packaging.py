@@ -71,6 +71,9 @@ from ncsn_fast.ops import extension
 import ncsn_fast.kernels
 assert ncsn_fast.__file__.startswith(sys.argv[1]), ncsn_fast.__file__
 assert importlib.util.find_spec("kernels") is None
+from ncsn_fast.benchmarks import suite
+cpu = suite.Settings(torch.device("cpu"), (torch.float32,), quick=True)
+assert {case.suite for case in suite.find_cases(cpu)} == set(suite.SUITES)
 status = extension.status("cpu")
 assert (status is None) == (sys.argv[2] == "cpu"), status
 backend = "native" if sys.argv[2] == "cpu" else "reference"
@@ -107,6 +110,7 @@ def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert any(n.startswith("ncsn_fast/_C.") for n in names)
     assert "ncsn_fast/kernels/langevin_step.py" in names
+    assert "ncsn_fast/benchmarks/cases/langevin_step.py" in names
     assert {n.split("/")[0] for n in names} == {
         "ncsn_fast",
         f"ncsn_fast-{ncsn_fast.__version__}.dist-info",

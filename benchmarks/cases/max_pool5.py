@@ -1,0 +1,49 @@
+"""The 5x5 max pool of chained residual pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ncsn_fast import ops
+
+from .. import straightforward
+from ..peers import Function
+from ..suite import Case, Settings, tolerance_of
+
+
+def function(n: int, channels: int, size: int) -> Function:
+    def inputs() -> tuple[Tensor, ...]:
+        return (torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(0)),)
+
+    return Function(
+        inputs=inputs,
+        eager=straightforward.max_pool5,
+        ours=ops.max_pool5,
+        operators=("max_pool5",),
+    )
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    sizes = (32,) if settings.quick else (8, 28, 32, 64)
+    widths = (128,) if settings.quick else (32, 128)
+    batches = settings.batch_sizes(full=(1, 8, 32, 128), quick=(8,))
+    for dtype, backward in product(settings.dtypes, (False, True)):
+        for channels, size, n in product(widths, sizes, batches):
+            work = function(n, channels, size)
+            # Forward: x is read, y written. Backward: the gradient and what tells the maxima are read, one is written.
+            passes = 3 if backward else 2
+            yield Case(
+                suite="ops",
+                group="max_pool5",
+                name="backward" if backward else "forward",
+                shape=(n, channels, size, size),
+                dtype=dtype,
+                peers=work.peers(settings, dtype, backward=backward),
+                expected=work.expected(dtype, backward=backward),
+                tolerance=tolerance_of(dtype, backward=backward),
+                bytes=passes * n * channels * size * size * dtype.itemsize,
+            )

@@ -1,0 +1,166 @@
+"""Annealed Langevin dynamics: the straightforward loop and ours, and how its cost grows with levels and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ncsn_fast import NCSN, ops
+
+from .. import straightforward
+from ..measure import Timed
+from ..peers import (
+    LAYOUTS,
+    OURS,
+    Compiled,
+    check_eager,
+    check_layout,
+    modes_for,
+    placed,
+    seen_backends,
+)
+from ..suite import Case, Outputs, Peer, Prepared, Settings, tolerance_of
+from .forward import CHANNELS, forward_flops, images
+
+SEED, STEP_LR = 1, 2e-5
+SIGMA_BEGIN, SIGMA_END = 1.0, 0.01  # the paper's
+
+
+class Noise:
+    """Our noise, step by step, for the comparison of the images."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.step, self.dtype = 0, dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        noise = ops.philox_normal(
+            x.shape,
+            seed=SEED,
+            step=self.step,
+            stream=ops.STREAM_LANGEVIN,
+            dtype=self.dtype,
+            backend="reference",
+        )
+        self.step += 1
+        return noise.to(x.device)
+
+
+class Loop:
+    """Sampling of a size, in plain PyTorch and by ours."""
+
+    def __init__(self, n: int, nf: int, size: int, levels: int, steps: int) -> None:
+        self.n, self.nf, self.size, self.levels, self.steps = n, nf, size, levels, steps
+
+    @property
+    def setting(self) -> str:
+        return f"nf={self.nf} levels={self.levels} steps={self.steps}"
+
+    def model(self) -> NCSN:
+        torch.manual_seed(0)
+        model = NCSN(in_channels=CHANNELS, nf=self.nf, num_classes=self.levels)
+        model.set_sigmas(NCSN.make_sigmas(SIGMA_BEGIN, SIGMA_END, self.levels))
+        return model.eval()
+
+    def start(self) -> Tensor:
+        return images(self.n, self.size)[0]
+
+    def expected(self, dtype: torch.dtype) -> Outputs:
+        network = straightforward.network_like(self.model()).to(dtype).double()
+        start, sigmas = self.start().double(), self.model().sigmas.double()
+        noise = Noise(torch.float64)
+        return (straightforward.sample(network, start, sigmas, self.steps, STEP_LR, noise),)
+
+    def peers(self, settings: Settings, dtype: torch.dtype, *, compiled: bool) -> Iterator[Peer]:
+        for layout in LAYOUTS:
+            yield Peer("eager", layout, partial(self.plain, settings.device, dtype, layout, None))
+            yield Peer(OURS, layout, partial(self.ours, settings.device, dtype, layout))
+        modes = modes_for(settings.device, has_matmul=True) if compiled else ()
+        for mode in modes[:1] if settings.quick and settings.device.type == "cpu" else modes:
+            name = "compile" if mode == "default" else f"compile {mode}"
+            prepare = partial(self.plain, settings.device, dtype, "channels_last", mode)
+            yield Peer(name, "channels_last", prepare)
+
+    def plain(
+        self, device: torch.device, dtype: torch.dtype, layout: str, mode: str | None
+    ) -> Prepared:
+        """The straightforward loop around the network, which runs eagerly or under torch.compile."""
+        network = straightforward.network_like(self.model())
+        network = network.to(device, dtype, memory_format=LAYOUTS[layout]).requires_grad_(False)
+        (start,) = placed((self.start(),), device, torch.float32, layout)
+        check_layout([start, *network.parameters()], layout)
+        sigmas = network.sigmas.float()
+        compiled = None if mode is None else Compiled(network, mode)
+        call = network if compiled is None else compiled.call
+
+        def score(x: Tensor, labels: Tensor) -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()
+            return call(x.to(dtype), labels).float()
+
+        loop = partial(straightforward.sample, score, start, sigmas, self.steps, STEP_LR)
+        if compiled is None:
+            backend = check_eager(loop)
+        else:
+            compiled.warm_up(loop)
+            backend = "inductor"
+        return Prepared(
+            Timed(loop),
+            lambda: (loop(Noise()),),
+            backend,
+            layout,
+            None if compiled is None else compiled.graphs,
+        )
+
+    def ours(self, device: torch.device, dtype: torch.dtype, layout: str) -> Prepared:
+        """``NCSN.sample``."""
+        model = self.model().to(device, dtype, memory_format=LAYOUTS[layout])
+        (start,) = placed((self.start(),), device, torch.float32, layout)
+        check_layout([start, *model.parameters()], layout)
+
+        def loop() -> Tensor:
+            return model.sample(
+                self.n,
+                self.size,
+                n_steps_each=self.steps,
+                step_lr=STEP_LR,
+                init=start,
+                seed=SEED,
+                verbose=False,
+            )
+
+        return Prepared(Timed(loop), lambda: (loop(),), seen_backends(loop), layout)
+
+
+def case(settings: Settings, loop: Loop, dtype: torch.dtype, *, compiled: bool) -> Case:
+    passes = loop.levels * loop.steps
+    return Case(
+        suite="sample",
+        group="sampling",
+        name="annealed Langevin",
+        shape=(loop.n, CHANNELS, loop.size, loop.size),
+        dtype=dtype,
+        setting=loop.setting,
+        peers=tuple(loop.peers(settings, dtype, compiled=compiled)),
+        expected=partial(loop.expected, dtype),
+        tolerance=tolerance_of(dtype, network=True),
+        flops=passes * forward_flops(loop.n, loop.nf, loop.size),
+    )
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    """A few steps a level stand for the usual hundred: every step is the same work."""
+    on_cpu = settings.device.type == "cpu"
+    batches = settings.batch_sizes(full=(1, 4) if on_cpu else (1, 16, 64, 256), quick=(1,))
+    for n in batches:
+        for dtype in settings.dtypes:
+            yield case(settings, Loop(n, 128, 32, 10, 1), dtype, compiled=True)
+    if not settings.quick:
+        nf, dtype = 32, settings.dtypes[0]
+        for n in (1, 4, 16, 64):
+            yield case(settings, Loop(n, nf, 16, 10, 1), dtype, compiled=False)
+        for levels in (5, 20, 40):
+            yield case(settings, Loop(1, nf, 16, levels, 1), dtype, compiled=False)
+        for steps in (2, 5, 10):
+            yield case(settings, Loop(1, nf, 16, 10, steps), dtype, compiled=False)

@@ -1,0 +1,259 @@
+"""Documents whose figures come from results: marked blocks and the pictures beside them, filled and checked.
+
+A block stands in a document between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, each on a line of its own. A
+figure is a picture named ``KIND-FILE.png``: ``speedup-cpu.png`` is drawn from ``cpu.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import figures as plots
+from .contests import COMPILE, EAGER, NETWORK, SAMPLE, contests_of, device_title, telling
+from .report import (
+    GROWTH,
+    case_table,
+    drawable,
+    growth_tables,
+    load_runs,
+    plain,
+    speedup_cell,
+    summary_table,
+    table,
+    time_cell,
+)
+from .results import Result, Run
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+SHORT_LEGEND = (
+    "(Medians ± half the distance between the quartiles, all peers in turns; `~`: noisy; *vs*: how many times as fast "
+    "as the fastest eager or compiled peer, **bold** if slower; *limit*: a large copy or matrix product in the run.)"
+)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What documents are filled from: the contents of ``benchmarks/results/``.
+
+    Attributes:
+        runs: benchmark results by the names of their files, CPUs first.
+        demo: the numbers of the digits demo.
+    """
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    demo: dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, files: Iterable[Path]) -> Sources:
+        """Takes each .json for what it holds; what is neither results nor the demo's is left out.
+
+        Raises:
+            ValueError: a file is no JSON, or is damaged; names it.
+        """
+        results, demo = [], None
+        for path in files:
+            if path.suffix != ".json":
+                continue
+            try:
+                held = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path} is no JSON: {error}") from error
+            if isinstance(held, dict) and isinstance(held.get("results"), list):
+                results.append(path)
+            elif isinstance(held, dict) and "frechet_samples" in held:
+                demo = held
+        return cls(load_runs(results), demo)
+
+
+def demo(sources: Sources) -> str:
+    """The numbers of the digits demo."""
+    run = sources.demo
+    if run is None:
+        return "Not measured yet."
+    if run["resumed"]:
+        raise ValueError("the demo was resumed: its seconds are not those of the training")
+    rows = [
+        ("samples", f"{run['frechet_samples']:.2f}", f"{run['nearest_samples']:.2f}"),
+        ("real digits", f"{run['frechet_training']:.2f}", f"{run['nearest_heldout']:.2f}"),
+        ("uniform noise", f"{run['frechet_noise']:.1f}", ""),
+    ]
+    distances = "Frechet distance to held-out digits", "nearest training digit (median distance)"
+    facts = (
+        f"({run['samples']} samples, {run['iterations']} training steps in "
+        f"{run['training_seconds']:.0f} s, sampled in {run['sampling_seconds']:.0f} s; "
+        f"{run['device']}, {run['threads']} threads, torch {run['torch']}; "
+        "`benchmarks/results/demo-digits.json`)"
+    )
+    return f"{table(('', *distances), rows)}\n\n{facts}"
+
+
+def langevin(sources: Sources) -> str:
+    """The Langevin step on a CPU: eager's time, and how many times as fast the others are."""
+    parts = []
+    for name, run in sources.runs.items():
+        found = contests_of(r for r in run.results if r.group == "langevin_step_")
+        if found and found[0].case.device == "cpu":
+            rows = []
+            for contest in found:
+                eager, others = contest.best(EAGER), (COMPILE, "native")
+                gains = [speedup_cell(contest.best(other), eager) for other in others]
+                rows.append(
+                    [contest.case.shape, time_cell(contest.of(EAGER), layout=False), *gains]
+                )
+            header = "state", "eager", "torch.compile", "native"
+            parts += [table(header, rows), f"({_source(name, run)}, {found[0].case.dtype})"]
+    return "\n\n".join(parts) or "Not measured yet on a CPU."
+
+
+def summary(sources: Sources) -> str:
+    """Our speed-ups on every device, at the smallest and the largest batch of each work."""
+    return _each_run(sources, _summary_of, SUMMARY_LEGEND)
+
+
+SUMMARY_LEGEND = (
+    "(Times as fast as the fastest eager layout, and as the fastest layout and mode of `torch.compile`; 32x32, 128 "
+    "channels. **Bold**: slower; `~`: noisy.)"
+)
+
+
+def _summary_of(run: Run) -> list[str]:
+    found = telling(run.results)
+    dtypes = dict.fromkeys(contest.case.dtype for contest in found)
+    parts = []
+    for dtype in dtypes:
+        parts += [f"{dtype}:"] if len(dtypes) > 1 else []
+        parts += [summary_table([contest for contest in found if contest.case.dtype == dtype])]
+    return parts
+
+
+def _cases(wanted: Callable[[Result], bool], *, by_layout: bool = False) -> Block:
+    """A block with the table of the cases that are wanted."""
+
+    def tables(run: Run) -> list[str]:
+        found = contests_of(result for result in run.results if wanted(result))
+        return [case_table(found, by_layout=by_layout)] if found else []
+
+    return lambda sources: _each_run(sources, tables, SHORT_LEGEND)
+
+
+def _each_run(sources: Sources, tables: Callable[[Run], list[str]], legend: str) -> str:
+    """What there is for each device under its name; a line where there is nothing."""
+    parts, any_table = [], False
+    for name, run in sources.runs.items():
+        found = tables(run)
+        any_table |= bool(found)
+        where = _source(name, run)
+        parts += [f"**{where}**", *found] if found else [f"Not measured yet on {where}."]
+    return (
+        "\n\n".join([*parts, legend] if any_table else parts) or "Not measured yet on any device."
+    )
+
+
+def _source(name: str, run: Run) -> str:
+    file = f"`benchmarks/results/{name}.json`"
+    if not run.results:
+        return file
+    row = run.results[0]
+    return f"{plain(device_title(run))}, torch {row.torch}, commit {row.commit}, {row.date}, {file}"
+
+
+Block = Callable[[Sources], str]
+BLOCKS: dict[str, Block] = {
+    "demo": demo,
+    "langevin": langevin,
+    "summary": summary,
+    "norm": _cases(lambda r: r.group == "cond_instance_norm_elu", by_layout=True),
+    "pool": _cases(lambda r: r.group == "max_pool5", by_layout=True),
+    "conv": _cases(lambda r: r.group == "norm_elu_conv3x3", by_layout=True),
+    "layers": _cases(lambda r: r.suite == "model" and r.group != NETWORK),
+    "forward": _cases(lambda r: r.group == NETWORK),
+    "training": _cases(lambda r: r.suite == "train"),
+    "sampling": _cases(lambda r: r.suite == SAMPLE),
+    "scaling": lambda sources: _each_run(sources, growth_tables, f"({GROWTH})"),
+}
+
+
+def fill(text: str, sources: Sources) -> str:
+    """A document with every marked block written anew.
+
+    Raises:
+        ValueError: a block of a name that is not in BLOCKS, or one that does not end.
+    """
+    names = re.findall(r"^<!-- begin (\S+) -->$", text, flags=re.M)
+    for name, begun in Counter(names).items():
+        if name not in BLOCKS:
+            raise ValueError(f"no block is named {name!r}; there are {', '.join(BLOCKS)}")
+        block = BLOCKS[name](sources)
+        pattern = rf"^(<!-- begin {name} -->\n).*?^(<!-- end {name} -->)$"
+        text, filled = re.subn(
+            pattern, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.M | re.S
+        )
+        if filled != begun:
+            raise ValueError(f"the block {name!r} does not end with <!-- end {name} -->")
+    return text
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def update(
+    documents: Iterable[Path], files: Iterable[Path], images: Path, check: bool
+) -> list[Path]:
+    """Fills the blocks of documents and draws the figures that they show, where these are not up to date.
+
+    A figure is up to date if the hash that it carries is that of the data: how it looks depends on matplotlib. To have
+    one drawn anew, delete it.
+
+    Args:
+        documents: Markdown files.
+        files: of results; see :meth:`Sources.load`.
+        images: the folder of the figures.
+        check: write nothing.
+
+    Returns:
+        The documents and figures that were out of date.
+
+    Raises:
+        ValueError: see :func:`fill`; or a document shows a figure that the results cannot give.
+    """
+    sources = Sources.load(files)
+    pictures = drawable(sources.runs)
+    stale: dict[Path, None] = {}
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        filled = fill(text, sources)
+        if filled != text:
+            stale[document] = None
+            if not check:
+                document.write_text(filled, encoding="utf-8")
+        for picture in _figures_shown(document, filled, images):
+            if picture.name not in pictures:
+                names = ", ".join(pictures) or "none"
+                raise ValueError(
+                    f"{document} shows {picture.name}, which no results give; there are: {names}"
+                )
+            kind, name = pictures[picture.name]
+            if plots.drawn_from(picture) != plots.fingerprint(kind, sources.runs[name]):
+                stale[picture] = None
+                if not check:
+                    images.mkdir(parents=True, exist_ok=True)
+                    plots.draw(kind, sources.runs[name], picture)
+    return list(stale)
+
+
+def _figures_shown(document: Path, text: str, images: Path) -> list[Path]:
+    """The pictures in a document that are ours to draw, by folder and name."""
+    links = (link for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text) if "://" not in link)
+    return [
+        images / Path(link).name
+        for link in links
+        if (document.parent / link).resolve().parent == images.resolve()
+        and Path(link).name.partition("-")[0] in plots.FIGURES
+    ]

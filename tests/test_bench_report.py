@@ -1,0 +1,467 @@
+"""Reports, blocks of documents and figures, from results made up here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from ncsn_fast.benchmarks import contests, documents, figures, report
+from ncsn_fast.benchmarks.results import Result, Run, save
+
+ROW = Result(
+    suite="ops",
+    group="cond_instance_norm_elu",
+    name="forward",
+    shape="8x128x32x32",
+    dtype="float32",
+    setting="",
+    device="cpu",
+    peer="eager",
+    layout="contiguous",
+    backend="",
+    status="ok",
+    note="",
+    median_us=1000.0,
+    q1_us=980.0,
+    q3_us=1020.0,
+    rounds=7,
+    speedup=None,
+    memory_mib=12.0,
+    gb_per_s=None,
+    gflop_per_s=None,
+    limit_share=None,
+    error=1e-7,
+    out_layout="contiguous",
+    graphs=None,
+    threads=2,
+    device_name="Some CPU",
+    torch="2.13.0",
+    triton="",
+    ncsn_fast="0.1.0",
+    commit="0123456789ab",
+    date="2026-01-02",
+)
+GPU = {"device": "cuda", "device_name": "Some GPU", "dtype": "bfloat16"}
+DEMO = {
+    "frechet_samples": 1.532,
+    "frechet_training": 1.237,
+    "frechet_noise": 16.381,
+    "nearest_samples": 2.712,
+    "nearest_heldout": 2.05,
+    "samples": 100,
+    "iterations": 1000,
+    "training_seconds": 328.7,
+    "sampling_seconds": 23.5,
+    "resumed": False,
+    "device": "Some CPU",
+    "threads": 2,
+    "torch": "2.13.0",
+}
+NETWORK = {"suite": "model", "group": "network", "shape": "1x3x32x32", "setting": "nf=128"}
+SAMPLING = {"suite": "sample", "group": "sampling", "name": "annealed Langevin"}
+
+
+def row(peer: str = "eager", us: float | None = 1000.0, **fields: object) -> Result:
+    """A result whose quartiles lie 2% about the median; one without a time has none of what follows from it."""
+    if us is None:
+        times = dict.fromkeys(("median_us", "q1_us", "q3_us", "rounds", "memory_mib"))
+    else:
+        times = {"median_us": us, "q1_us": 0.98 * us, "q3_us": 1.02 * us}
+    return dataclasses.replace(ROW, **{"peer": peer} | times | fields)
+
+
+def norm(**fields: object) -> list[Result]:
+    """A case in which eager is fastest in NCHW, compile in NHWC, and ours in NHWC."""
+    nhwc = {"layout": "channels_last"}
+    best = {"gb_per_s": 12.5, "limit_share": 0.5, "memory_mib": 4.0}
+    return [
+        row("eager", 1000, **fields),
+        row("compile", 600, **fields),
+        row("native", 400, **fields),
+        row("eager", 1200, **nhwc | fields),
+        row("compile max-autotune", 500, **nhwc | fields),
+        row("native", 250, **nhwc | best | fields),
+    ]
+
+
+def growing(axis: str) -> list[Result]:
+    """The network at three sizes along an axis: the first step costs half of what is linear, the second is linear."""
+    shapes = {
+        "batch": [("1x3x16x16", "nf=32"), ("4x3x16x16", "nf=32"), ("16x3x16x16", "nf=32")],
+        "resolution": [("1x3x16x16", "nf=32"), ("1x3x32x32", "nf=32"), ("1x3x64x64", "nf=32")],
+        "width": [("1x3x16x16", "nf=32"), ("1x3x16x16", "nf=64"), ("1x3x16x16", "nf=128")],
+    }
+    return [
+        row(peer, base * time, **NETWORK | {"shape": shape, "setting": setting})
+        for (shape, setting), time in zip(shapes[axis], (1.0, 2.0, 8.0), strict=True)
+        for peer, base in (("eager", 8000), ("ncsn_fast", 2000))
+    ]
+
+
+def sampling(*batches: int, setting: str = "nf=32 levels=10 steps=1") -> list[Result]:
+    return [
+        row(peer, us * n, **SAMPLING, shape=f"{n}x3x16x16", setting=setting)
+        for n in batches
+        for peer, us in (("eager", 9000), ("compile", 6000), ("ncsn_fast", 3000))
+    ]
+
+
+def run(results: list[Result]) -> Run:
+    limits = {"copy GB/s": 25.0, f"matmul {results[0].dtype} GFLOP/s": 300.0}
+    return Run(results, {"python": "3.12.1"}, limits, [])
+
+
+def sources(*results: Result) -> documents.Sources:
+    return documents.Sources({"cpu": run(list(results))})
+
+
+def lines(text: str) -> list[str]:
+    """The rows of the tables in it, cells parted by single bars."""
+    return [line.strip("| ").replace(" | ", "|") for line in text.splitlines() if line[:1] == "|"]
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_a_case_shows_the_fastest_layout_and_mode_of_each_peer():
+    header, _, case = lines(report.case_table(contests.contests_of(norm())))
+    columns = "shape|dtype|eager|compile|native|vs eager|vs compile|rate (of limit)"
+    assert header == columns + "|peak memory (eager)"
+    times = "1 ms ±0.02 NCHW|500 µs ±10 NHWC max-autotune|250 µs ±5 NHWC"
+    assert case == f"forward|8x128x32x32|float32|{times}|4.0x|2.0x|12.5 GB/s (50%)|4 MiB (12)"
+
+
+def test_by_layout_ours_is_compared_with_the_fastest_of_either_layout():
+    _, _, nchw, nhwc = lines(report.case_table(contests.contests_of(norm()), by_layout=True))
+    assert "NCHW|1 ms ±0.02|600 µs ±12|400 µs ±8|2.5x|1.2x" in nchw
+    assert "NHWC|1.2 ms ±0.024|500 µs ±10 max-autotune|250 µs ±5|4.0x|2.0x" in nhwc
+
+
+def test_a_noisy_figure_is_marked_wherever_it_is_used():
+    quiet, noisy = row("eager", 1000), row("native", 500, status="noisy", gb_per_s=3.0)
+    text = report.case_table(contests.contests_of([quiet, noisy]))
+    assert "|1 ms ±0.02 NCHW|~500 µs ±10 NCHW|~2.0x|~3 GB/s|" in lines(text)[2]
+
+
+def test_a_loss_is_bold():
+    text = report.case_table(contests.contests_of([row("eager", 100), row("native", 200)]))
+    assert "|**0.50x**|" in lines(text)[2]
+
+
+def test_the_reference_is_ours_only_where_there_is_no_kernel():
+    peers = [row("eager", 400), row("reference", 100), row("native", 200)]
+    assert contests.contests_of(peers)[0].ours().peer == "native"
+    assert contests.contests_of(peers[:2])[0].ours().peer == "reference"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"gb_per_s": 4100.0, "limit_share": 0.954}, "4.1 TB/s (95%)"),
+        ({"gb_per_s": 60.0, "limit_share": 2.4}, "60 GB/s (240%)"),
+        ({"gflop_per_s": 712345.0, "limit_share": 0.004}, "712 TFLOP/s (0.4%)"),
+        ({"gb_per_s": 60.0}, "60 GB/s"),
+        ({}, report.ABSENT),
+    ],
+)
+def test_rates(fields, text):
+    assert report.rate_cell(row(**fields)) == text
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [(0.8642, "0.864 µs"), (999.4, "999 µs"), (999.9, "1 ms"), (12345, "12.3 ms"), (2e6, "2 s")],
+)
+def test_durations(us, text):
+    assert contests.duration(us) == text
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def test_what_was_not_timed_has_no_time_and_is_listed_with_its_reason():
+    results = [
+        row("eager", 1000),
+        row("compile", None, status="failed", note="RuntimeError: a | b <c>"),
+        row("native", None, status="wrong", note="relative error 1.0e-03, tolerance 1e-05"),
+        row("triton", None, status="not run", note="the 5 minutes were over"),
+    ]
+    text = report.render({"cpu": run(results)}, {})
+    assert "|1 ms ±0.02 NCHW|failed|wrong|not run|" in lines(text)[-1] + "|"
+    what = "cond\\_instance\\_norm\\_elu forward 8x128x32x32 float32"
+    assert f"- **failed** {what}: compile NCHW: RuntimeError: a \\| b \\<c>" in text
+    assert f"- **wrong** {what}: native NCHW: relative error 1.0e-03, tolerance 1e-05" in text
+    assert f"- **not run** {what}: triton NCHW: the 5 minutes were over" in text
+    assert "Cases: 1. Rows: 4 (1 ok, 1 failed, 1 wrong, 1 not run)." in text
+
+
+def test_the_report_tells_of_machine_limits_warnings_and_noise():
+    results = [*norm(), row("native", 300, status="noisy", shape="1x128x32x32")]
+    busy = dataclasses.replace(run(results), warnings=["the machine was busy"])
+    text = report.render({"cpu": busy}, {"cpu": [Path("speedup-cpu.png")]})
+    for fact in ("Some CPU", "2.13.0", "0123456789ab", "2026-01-02", "3.12.1", "copy GB/s | 25"):
+        assert fact in text
+    assert "**Warning:** the machine was busy" in text
+    assert "Cases: 2. Rows: 7 (6 ok, 1 noisy)." in text
+    assert "faster than the fastest eager peer in 1 of 1 where both were timed" in text
+    assert "![Speed-up over eager PyTorch](speedup-cpu.png)" in text
+    assert "How to read this" in text and "None: every peer" in text
+
+
+def test_a_file_without_results_says_so():
+    assert "This file holds no results." in report.render({"cpu": Run([])}, {})
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+def block(name: str, text: str = "") -> str:
+    return f"<!-- begin {name} -->\n{text}<!-- end {name} -->"
+
+
+def test_fill_changes_blocks_alone_and_is_idempotent():
+    stale = "stale\n"
+    text = f"before `<!-- begin x -->`\n\n{block('norm', stale)}\nafter\n"
+    once = documents.fill(text, sources(*norm()))
+    assert once.startswith("before `<!-- begin x -->`\n\n<!-- begin norm -->\n**Some CPU")
+    assert once.endswith("<!-- end norm -->\nafter\n") and "stale" not in once
+    assert "`benchmarks/results/cpu.json`" in once
+    assert documents.fill(once, sources(*norm())) == once
+
+
+def test_an_unknown_block_is_refused_with_those_that_are_known():
+    with pytest.raises(ValueError, match="'norms'.*demo, langevin, summary"):
+        documents.fill(block("norms"), documents.Sources())
+    with pytest.raises(ValueError, match="'norm' does not end"):
+        documents.fill("<!-- begin norm -->\n", documents.Sources())
+    with pytest.raises(ValueError, match="'norm' does not end"):
+        documents.fill(f"<!-- begin norm -->\n{block('norm')}", documents.Sources())
+
+
+@pytest.mark.parametrize("name", documents.BLOCKS)
+@pytest.mark.parametrize("results", [None, [], [row(group="other")]])
+def test_a_block_without_cases_says_so_in_a_line(name, results):
+    held = documents.Sources() if results is None else documents.Sources({"cpu": Run(results)})
+    text = documents.BLOCKS[name](held)
+    if (name, bool(results)) != ("summary", True):  # which takes any operator
+        assert text.startswith("Not measured yet") and "\n" not in text
+
+
+def test_the_demo_block():
+    text = documents.demo(documents.Sources(demo=DEMO))
+    assert lines(text)[2:] == ["samples|1.53|2.71", "real digits|1.24|2.05", "uniform noise|16.4"]
+    assert "1000 training steps in 329 s, sampled in 24 s; Some CPU, 2 threads" in text
+    with pytest.raises(ValueError, match="resumed"):
+        documents.demo(documents.Sources(demo=DEMO | {"resumed": True}))
+
+
+def test_the_langevin_block_is_of_a_cpu():
+    step = {"group": "langevin_step_", "name": "step", "shape": "64x3x32x32"}
+    results = [row("eager", 1400, **step), row("compile", 7000, **step), row("native", 280, **step)]
+    text = documents.langevin(sources(*results))
+    assert lines(text)[0] == "state|eager|torch.compile|native"
+    assert lines(text)[2] == "64x3x32x32|1.4 ms ±0.028|**0.20x**|5.0x"
+    gpu = [dataclasses.replace(r, **GPU) for r in results]
+    assert documents.langevin(sources(*gpu)) == "Not measured yet on a CPU."
+
+
+def test_the_summary_has_the_ends_of_the_batches_of_each_work_on_each_device():
+    cpu = [r for n in (1, 8, 32) for r in norm(shape=f"{n}x128x32x32")]
+    cpu += norm(shape="64x32x8x8")  # not a size of the documented network
+    gpu = [*norm(**GPU), *norm(**GPU | {"dtype": "float32"})]
+    text = documents.summary(documents.Sources({"cpu": run(cpu), "some-gpu": run(gpu)}))
+    assert text.index("Some CPU") < text.index("Some GPU")
+    table = lines(text)
+    assert table[2] == "`cond_instance_norm_elu` forward|1|4.0x|2.0x|32|4.0x|2.0x"
+    assert table[5] == "`cond_instance_norm_elu` forward|8|4.0x|2.0x"  # one batch alone
+    assert "bfloat16:" in text and "float32:" in text
+
+
+def test_other_blocks_have_their_cases():
+    held = sources(
+        *norm(),
+        *norm(group="max_pool5"),
+        *norm(group="norm_elu_conv3x3", setting="dilation=4"),
+        *norm(suite="model", group="RCUBlock"),
+        *norm(**NETWORK),
+        *norm(suite="train", group="training", name="step"),
+        *sampling(1),
+    )
+    found = {name: len(lines(block(held))) - 2 for name, block in documents.BLOCKS.items()}
+    assert {k: n for k, n in found.items() if n > 0} == {
+        **{"summary": 7, "norm": 2, "pool": 2, "conv": 2},
+        **{"layers": 1, "forward": 1, "training": 1, "sampling": 1},
+    }
+    assert "float32 dilation=4" in documents.BLOCKS["conv"](held)
+
+
+# --- growth ---------------------------------------------------------------------------------------
+
+
+def test_growth_is_marked_where_it_stops_being_linear():
+    text = documents.BLOCKS["scaling"](sources(*growing("batch")))
+    assert "**network forward, by batch** (float32, 16x16, nf=32)" in text
+    assert lines(text)[0] == "batch|eager, per image|of linear|ncsn_fast, per image|of linear"
+    assert lines(text)[2:] == [
+        "1|8 ms|1.0|2 ms|1.0",
+        "4|4 ms|0.50 ↓|1 ms|0.50 ↓",
+        "16|4 ms|0.50|1 ms|0.50",
+    ]
+
+
+@pytest.mark.parametrize("axis", ["resolution", "width"])
+def test_work_grows_with_the_square_of_resolution_and_width(axis):
+    text = documents.BLOCKS["scaling"](sources(*growing(axis)))
+    assert f"by {axis}** (float32, " in text
+    assert [line.split("|")[2] for line in lines(text)[2:]] == ["1.0", "0.50 ↓", "0.50"]
+
+
+def test_sampling_is_per_image_and_step():
+    results = [r for n in (5, 10, 20) for r in sampling(2, setting=f"nf=32 levels={n} steps=2")]
+    text = documents.BLOCKS["scaling"](sources(*results))
+    assert "by levels** (float32, 16x16, batch=2, steps=2, nf=32)" in text
+    assert lines(text)[0].startswith("levels|eager, per image and step|of linear|compile")
+    # The same time at twice the levels: half of what is linear.
+    assert lines(text)[3].startswith("10|450 µs|0.50 ↓|")
+
+
+def test_two_sizes_are_no_growth():
+    assert "Not measured yet" in documents.BLOCKS["scaling"](sources(*sampling(1, 4)))
+
+
+# --- files and figures ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results folder: a CPU, a GPU, the demo, and what is neither."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    cpu = [*norm(), *growing("batch"), *sampling(1, 4)]
+    gpu = [dataclasses.replace(r, **GPU) for r in norm()]
+    save(run(gpu), folder / "a-gpu.json")
+    save(run(cpu), folder / "cpu.json")
+    (folder / "demo-digits.json").write_text(json.dumps(DEMO))
+    (folder / "a-gpu-info.json").write_text('{"devices": []}')
+    (folder / "a-gpu-check.json").write_text('{"build": {"status": 0}}')
+    return folder
+
+
+def change(path: Path, **fields: object) -> None:
+    """Changes the fastest row of ours of the first case in a file."""
+    held = json.loads(path.read_text())
+    held["results"][5] |= fields
+    path.write_text(json.dumps(held))
+
+
+def test_sources_are_told_by_what_they_hold(results):
+    held = documents.Sources.load(sorted(results.iterdir()))
+    assert list(held.runs) == ["cpu", "a-gpu"]  # CPUs first
+    assert held.demo["samples"] == 100
+    (results / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="broken.json"):
+        documents.Sources.load(results.glob("*.json"))
+
+
+def test_a_report_of_two_devices(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "new" / "out"
+    written = report.write([results / "a-gpu.json", results / "cpu.json"], out)
+    kinds = ("speedup", "roofline", "scaling", "sampling")
+    expected = ["report.md", *(f"{kind}-cpu.png" for kind in kinds)]
+    expected += ["speedup-a-gpu.png", "roofline-a-gpu.png"]
+    assert [path.relative_to(out).as_posix() for path in written] == expected
+    text = written[0].read_text(encoding="utf-8")
+    assert text.index("## `cpu`: Some CPU, 2 threads") < text.index("## `a-gpu`: Some GPU")
+    assert all(f"]({name})" in text for name in expected[1:])
+    held = documents.Sources.load(results.glob("*.json")).runs
+    for path in written[1:]:
+        kind, _, name = path.stem.partition("-")
+        assert figures.drawn_from(path) == figures.fingerprint(kind, held[name])
+    assert len({figures.drawn_from(path) for path in written[1:]}) == len(expected) - 1
+
+
+def test_files_that_hold_no_results_or_share_a_name_are_refused(results, tmp_path):
+    with pytest.raises(ValueError, match="demo-digits.json"):
+        report.write([results / "demo-digits.json"], tmp_path)
+    with pytest.raises(ValueError, match="named cpu"):
+        report.write([results / "cpu.json", results / "cpu.csv"], tmp_path)
+
+
+def test_a_csv_has_no_limits():
+    text = report.render({"cpu": Run(norm())}, {})
+    assert "limits | not in this file" in text
+
+
+def test_update_writes_what_is_out_of_date_and_check_only_tells(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    document, images = tmp_path / "docs" / "page.md", tmp_path / "docs" / "images"
+    document.parent.mkdir()
+    shown = "![s](images/speedup-cpu.png) ![d](images/digits.png) ![o](https://x.org/speedup-a.png)"
+    document.write_text(f"# Speed\n\n{block('norm')}\n\n{shown}\n")
+    picture = images / "speedup-cpu.png"
+
+    def update(check: bool) -> list[Path]:
+        return documents.update([document], results.glob("*.json"), images, check)
+
+    before = document.read_text()
+    assert update(check=True) == [document, picture]
+    assert document.read_text() == before and not images.exists()
+    assert update(check=False) == [document, picture]
+    assert "250 µs ±5" in document.read_text(encoding="utf-8")
+    assert update(check=True) == update(check=False) == []
+
+    change(results / "cpu.json", memory_mib=5.0)  # in the table, not in the figure
+    assert update(check=True) == [document]
+    change(results / "cpu.json", median_us=200.0)
+    assert update(check=False) == [document, picture]
+    assert "200 µs" in document.read_text(encoding="utf-8")
+
+    drawn = picture.stat().st_mtime_ns
+    change(results / "cpu.json", commit="ba9876543210")
+    assert update(check=False) == []  # the block names the commit of the first row
+    assert picture.stat().st_mtime_ns == drawn
+    picture.unlink()
+    assert update(check=True) == [picture]
+
+
+def test_a_document_may_not_show_what_cannot_be_drawn(results, tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text("![x](docs/images/scaling-a-gpu.png)")
+    with pytest.raises(ValueError, match=r"README.md shows scaling-a-gpu.png.*speedup-cpu.png"):
+        documents.update(
+            [document], results.glob("*.json"), tmp_path / "docs" / "images", check=True
+        )
+
+
+def test_a_fingerprint_is_of_what_is_drawn():
+    before = figures.fingerprint("speedup", run(norm()))
+    assert figures.fingerprint("speedup", run(norm(commit="another", error=1.0))) == before
+    assert figures.fingerprint("speedup", run(norm(status="noisy"))) != before
+    assert figures.fingerprint("speedup", run(norm(median_us=77.0))) != before
+    assert figures.fingerprint("roofline", run(norm())) != before
+    assert figures.fingerprint("scaling", run(norm())) is None
+
+
+def test_a_figure_without_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing for the figure 'sampling'"):
+        figures.draw("sampling", run(norm()), tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("kind", ["speedup", "roofline"])
+def test_figures_of_many_dtypes_losses_and_noise_are_drawn(kind, tmp_path):
+    pytest.importorskip("matplotlib")
+    other = norm(dtype="bfloat16", status="noisy", gb_per_s=90.0, limit_share=3.6)
+    loss = [row("eager", 100, group="x"), row("a stranger", 300, group="x", setting="odd")]
+    path = figures.draw(kind, run([*norm(), *other, *loss]), tmp_path / f"{kind}.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and figures.drawn_from(path)
+
+
+def test_a_picture_of_another_origin_carries_no_hash(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    image.new("L", (2, 2)).save(tmp_path / "x.png")
+    assert figures.drawn_from(tmp_path / "x.png") is None
+    assert figures.drawn_from(tmp_path / "absent.png") is None
