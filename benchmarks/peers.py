@@ -36,14 +36,18 @@ MODES = {
 }
 
 
-def modes_for(device: torch.device, *, has_matmul: bool) -> tuple[str, ...]:
-    """The modes of torch.compile that can differ from one another.
+def modes_for(
+    settings: Settings, *, has_matmul: bool = True, network: bool = False
+) -> tuple[str, ...]:
+    """The modes of torch.compile that can differ from one another, and that there is time for.
 
-    On a CPU there are no CUDA graphs, and autotuning chooses among matrix products only.
+    On a CPU there are no CUDA graphs, and autotuning chooses among matrix products only. Autotuning a whole network
+    takes minutes: a quick run does without.
     """
-    if device.type == "cuda":
-        return tuple(MODES)
-    return ("default", "max-autotune") if has_matmul else ("default",)
+    on_gpu = settings.device.type == "cuda"
+    autotuned = (on_gpu or has_matmul) and not (network and settings.quick)
+    applies = {"default": True, "max-autotune": autotuned, "reduce-overhead": on_gpu}
+    return tuple(mode for mode in MODES if applies[mode])
 
 
 # --- proofs ---------------------------------------------------------------------------------------
@@ -172,7 +176,7 @@ class Function:
         peers = []
         for layout in LAYOUTS:
             peers.append(eager_peer(layout, partial(work, self.eager, layout)))
-            for mode in modes_for(device, has_matmul=self.has_matmul):
+            for mode in modes_for(settings, has_matmul=self.has_matmul):
                 peers.append(compiled_peer(mode, layout, partial(work, self.eager, layout)))
             for name in self._backends(device):
                 call = partial(self.ours, backend=None if name == OURS else name)
@@ -243,14 +247,13 @@ class Module:
             check_layout([*inputs, *module.parameters()], layout)
             return module_work(module, inputs, backward)
 
-        modes = modes_for(device, has_matmul=True)
+        modes = modes_for(settings, network=True)
         peers = []
         for layout in LAYOUTS:
             plain, ours = partial(work, 0, layout), partial(work, 1, layout)
             peers.append(eager_peer(layout, plain))
             if layout in compiled_layouts:
-                chosen = modes[:1] if settings.quick and device.type == "cpu" else modes
-                peers += [compiled_peer(mode, layout, plain) for mode in chosen]
+                peers += [compiled_peer(mode, layout, plain) for mode in modes]
             peers.append(our_peer(OURS, layout, ours, seen_backends))
             if layout in compiled_layouts and not settings.quick:
                 peers.append(compiled_peer("default", layout, ours, name=f"{OURS} + compile"))

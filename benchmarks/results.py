@@ -146,10 +146,13 @@ def load(path: Path) -> Run:
         ValueError: the file is of another kind; names the file.
         OSError: it cannot be read.
     """
-    text = path.read_text()
     try:
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
-            return Run([_from_text(row) for row in csv.DictReader(io.StringIO(text))])
+            rows = csv.DictReader(io.StringIO(text))
+            if tuple(rows.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are {rows.fieldnames}")
+            return Run([_from_text(row) for row in rows])
         held = json.loads(text)
         return Run(**held | {"results": [Result(**row) for row in held["results"]]})
     except (KeyError, TypeError, ValueError) as error:

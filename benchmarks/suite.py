@@ -58,7 +58,7 @@ class Settings:
 
     Attributes:
         device: where to run.
-        dtypes: of the operators and networks.
+        dtypes: of the operators; see also :attr:`network_dtypes`.
         batches: instead of a case's own batch sizes; None for those.
         quick: a few telling shapes instead of all.
     """
@@ -67,6 +67,11 @@ class Settings:
     dtypes: tuple[torch.dtype, ...]
     batches: tuple[int, ...] | None = None
     quick: bool = False
+
+    @property
+    def network_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of whole networks: a quick run takes the first alone."""
+        return self.dtypes[:1] if self.quick else self.dtypes
 
     def batch_sizes(self, full: tuple[int, ...], quick: tuple[int, ...]) -> tuple[int, ...]:
         """The batch sizes that were asked for, else the case's own."""
@@ -174,7 +179,7 @@ class Effort:
     min_rounds: int
 
 
-QUICK_EFFORT, FULL_EFFORT = Effort(0.3, 5), Effort(0.5, 7)
+QUICK_EFFORT, FULL_EFFORT = Effort(0.3, 5), Effort(0.5, 5)
 
 
 @dataclass(frozen=True)

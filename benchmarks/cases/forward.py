@@ -63,7 +63,9 @@ def cases(settings: Settings) -> Iterator[Case]:
     batches = settings.batch_sizes(
         full=(1, 16) if on_cpu else (1, 16, 64, 256), quick=(1,) if on_cpu else (1, 64)
     )
-    works = dict.fromkeys((dtype, n, 128, 32) for dtype, n in product(settings.dtypes, batches))
+    works = dict.fromkeys(
+        (dtype, n, 128, 32) for dtype, n in product(settings.network_dtypes, batches)
+    )
     # Compiling the whole network takes a minute: in one layout, which inductor is free to change.
     compiled = {work: ("channels_last",) for work in works}
     if not settings.quick:

@@ -42,7 +42,9 @@ def by_hand(x: Tensor, score: Tensor) -> Tensor:
     return straightforward.langevin_step(x, score, STEP_SIZE, torch.randn_like(x), CLIP)
 
 
-def peers(shape: tuple[int, ...], device: torch.device) -> Iterator[Peer]:
+def peers(shape: tuple[int, ...], settings: Settings) -> Iterator[Peer]:
+    device = settings.device
+
     def place(layout: str) -> tuple[Tensor, ...]:
         x, score = placed(inputs(shape), device, torch.float32, layout)
         check_layout((x, score), layout)
@@ -89,7 +91,7 @@ def peers(shape: tuple[int, ...], device: torch.device) -> Iterator[Peer]:
 
     for layout in LAYOUTS:
         yield Peer("eager", layout, partial(eager, layout))
-        for mode in modes_for(device, has_matmul=False):
+        for mode in modes_for(settings, has_matmul=False):
             name = "compile" if mode == "default" else f"compile {mode}"
             yield Peer(name, layout, partial(compiled, layout, mode))
         for backend in dispatch.AUTO[device.type]:
@@ -108,7 +110,7 @@ def cases(settings: Settings) -> Iterator[Case]:
                 name="step",
                 shape=shape,
                 dtype=torch.float32,  # of the state; networks in half precision keep it
-                peers=tuple(peers(shape, settings.device)),
+                peers=tuple(peers(shape, settings)),
                 expected=partial(expected, shape),
                 tolerance=NORMAL,
                 bytes=3 * 4 * n * 3 * size * size,  # x and the score are read, x is written

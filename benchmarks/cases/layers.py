@@ -43,9 +43,11 @@ def pair(layer: str, channels: int) -> tuple[nn.Module, nn.Module]:
 
 def cases(settings: Settings) -> Iterator[Case]:
     channels, size = 128, 32
-    batches = settings.batch_sizes(full=(1, 8), quick=(8,))
+    batches = settings.batch_sizes(full=(8,), quick=(8,))
     names = ("RCUBlock",) if settings.quick else ("RCUBlock", "RefineBlock")
-    for dtype, backward, layer, n in product(settings.dtypes, (False, True), names, batches):
+    for dtype, backward, layer, n in product(
+        settings.network_dtypes, (False, True), names, batches
+    ):
         work = Module(
             inputs=lambda n=n: (
                 torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(0)),

@@ -77,8 +77,8 @@ class Loop:
         for layout in LAYOUTS:
             yield Peer("eager", layout, partial(self.plain, settings.device, dtype, layout, None))
             yield Peer(OURS, layout, partial(self.ours, settings.device, dtype, layout))
-        modes = modes_for(settings.device, has_matmul=True) if compiled else ()
-        for mode in modes[:1] if settings.quick and settings.device.type == "cpu" else modes:
+        modes = modes_for(settings, network=True) if compiled else ()
+        for mode in modes:
             name = "compile" if mode == "default" else f"compile {mode}"
             prepare = partial(self.plain, settings.device, dtype, "channels_last", mode)
             yield Peer(name, "channels_last", prepare)
@@ -154,7 +154,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     on_cpu = settings.device.type == "cpu"
     batches = settings.batch_sizes(full=(1, 4) if on_cpu else (1, 16, 64, 256), quick=(1,))
     for n in batches:
-        for dtype in settings.dtypes:
+        for dtype in settings.network_dtypes:
             yield case(settings, Loop(n, 128, 32, 10, 1), dtype, compiled=True)
     if not settings.quick:
         nf, dtype = 32, settings.dtypes[0]

@@ -108,11 +108,11 @@ def peers(n: int, nf: int, size: int, dtype: torch.dtype, settings: Settings) ->
         outputs = step.gradients(partial(loss, SEED))
         return Prepared(Timed(call), lambda: outputs, seen_backends(call), layout)
 
-    modes = modes_for(device, has_matmul=True)
+    modes = modes_for(settings, network=True)
     for layout in LAYOUTS:
         yield Peer("eager", layout, partial(plain, layout, None))
         yield Peer(OURS, layout, partial(ours, layout))
-    for mode in modes[:1] if settings.quick else modes:
+    for mode in modes:
         name = "compile" if mode == "default" else f"compile {mode}"
         yield Peer(name, "channels_last", partial(plain, "channels_last", mode))
 
@@ -121,7 +121,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     on_cpu = settings.device.type == "cpu"
     batches = settings.batch_sizes((4, 16) if on_cpu else (16, 128), (4,) if on_cpu else (64,))
     nf, size = 128, 32
-    for dtype, n in product(settings.dtypes, batches):
+    for dtype, n in product(settings.network_dtypes, batches):
         yield Case(
             suite="train",
             group="training",
