@@ -1,17 +1,18 @@
 // ELU with alpha 1, its slope, and the two functions below zero that they are made of, for every C++ backend.
 //
-// Scalar, pure and branch-free, as philox.h, so that a loop of a fixed number of calls turns into SIMD code; the same
-// rules for host compilers hold (-fno-math-errno, never -ffast-math: the rounding by a large number needs IEEE sums).
+// Scalar and pure, so that a loop of a fixed number of calls turns into SIMD code, and written for any IEEE arithmetic: never
+// -ffast-math, since the rounding by a large number needs the sums as they stand. Host compilers want -fno-trapping-math,
+// which changes no result: without it GCC must keep the comparisons as branches, and makes no SIMD code below AVX-512.
 //
 // With n = round(x / ln 2) and r = x - n ln 2, e^x = 2^n (1 + p(r)) and e^x - 1 = 2^n p(r) + (2^n - 1): at n = 0 this is
 // p itself, so that expm1 keeps its relative error down to the smallest x. For x <= 0, against a float64 evaluation, with
 // or without fused multiply-adds (tests/test_native_norm.py measures both):
 //
-//     float   expm1: relative error below 2.5e-7, hence below 1e-7 absolute for x > -0.4; exp: relative error below 2e-7,
-//             0 below kLowest (an error of 2.5e-38)
-//     double  the same with 5e-16, 5e-16 and 2.5e-308
+//     float   expm1: relative error below 2.5e-7, hence below 1e-7 absolute for x > -0.4
+//             exp: relative error below 2e-7 for x > -87.3, absolute error below 1e-38 beyond
+//     double  expm1 and exp: relative error below 5e-16, the latter for x > -708
 //
-// NaN gives NaN, -infinity gives -1 and 0. For x > 0 the two are not meant: they return some number without a trap.
+// NaN gives NaN, minus infinity gives -1 and 0. For x > 0 the two are not meant; they return some number.
 
 #pragma once
 
@@ -37,7 +38,7 @@ template <typename A>
 struct ExpConstants;
 
 // kRound: added to a small number and subtracted again, it rounds to an integer, and leaves that in its low bits.
-// kLn2Hi has so few bits that n * kLn2Hi is exact. Below kLowest 2^n (1 + p) could be subnormal; at kFlat expm1 is -1.
+// kLn2Hi has so few bits that n * kLn2Hi is exact. At kFlat expm1 is -1; at kLowest n is the exponent of 0, and so is exp.
 template <>
 struct ExpConstants<float> {
   using Bits = uint32_t;
@@ -45,7 +46,7 @@ struct ExpConstants<float> {
   static constexpr Bits kOne = 0x3F800000u;
   static constexpr float kRound = 0x1.8p23f, kLog2e = 1.44269504f;
   static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
-  static constexpr float kLowest = -86.6f, kFlat = -20.0f;
+  static constexpr float kLowest = -88.0f, kFlat = -20.0f;
 };
 
 template <>
@@ -55,7 +56,7 @@ struct ExpConstants<double> {
   static constexpr Bits kOne = 0x3FF0000000000000u;
   static constexpr double kRound = 0x1.8p52, kLog2e = 1.4426950408889634;
   static constexpr double kLn2Hi = 0x1.62e42fefp-1, kLn2Lo = 7.440617110012397e-11;
-  static constexpr double kLowest = -707.7, kFlat = -40.0;
+  static constexpr double kLowest = -709.0, kFlat = -40.0;
 };
 
 NCSN_HD uint32_t bits_of(float x) { return float_bits(x); }
@@ -141,21 +142,18 @@ template <bool kFma, typename A>
 NCSN_HD A exp_below_zero(A x) {
   constexpr A lowest = detail::ExpConstants<A>::kLowest;
   const auto e = detail::split_exp<kFma>(x < lowest ? lowest : x);
-  const A y = e.power * (A(1) + e.rest);
-  return x < lowest ? A(0) : y;
+  return e.power * (A(1) + e.rest);
 }
 
 template <bool kFma, typename A>
 NCSN_HD A elu(A u) {
-  const A below = expm1_below_zero<kFma>(u);
-  return u > A(0) ? u : below;
+  return u > A(0) ? u : expm1_below_zero<kFma>(u);
 }
 
 // The derivative of ELU; 1 at 0 from both sides.
 template <bool kFma, typename A>
 NCSN_HD A elu_slope(A u) {
-  const A below = exp_below_zero<kFma>(u);
-  return u > A(0) ? A(1) : below;
+  return u > A(0) ? A(1) : exp_below_zero<kFma>(u);
 }
 
 }  // namespace ncsn

@@ -1,5 +1,10 @@
 // cond_instance_norm_elu for the CPU: statistics in two passes over tiles that stay in the cache, then norm and ELU in one.
 
+// Changes no result. Else GCC keeps comparisons of floating-point numbers as branches, and the loops stay scalar.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-trapping-math")
+#endif
+
 #include "cpu/cond_instance_norm_elu.h"
 
 #include "common/elu.h"
@@ -12,7 +17,7 @@ template <typename T>
 struct Sum {
   using A = Arithmetic<T>;
   const T* x;
-  Tile tile;
+  const Tile& tile;
   A* out;
 
   template <bool kFma>
@@ -32,27 +37,28 @@ template <typename T>
 struct Moments {
   using A = Arithmetic<T>;
   const T* x;
-  Tile tile;
-  const Lanes<A>& centre;
+  const Tile& tile;
+  LaneChannels channels;
+  const A* centres;
   A *out, *out_squares;
 
   template <bool kFma>
   NCSN_KERNEL void run() const {
-    A c[kLanes], sum[kLanes] = {}, squares[kLanes] = {};
-    for (int i = 0; i < kLanes; ++i) c[i] = centre.v[i];
+    A sum[kLanes] = {}, squares[kLanes] = {};
+    const Lanes<A> centre = spread(centres, channels);
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T* row = x + r * tile.stride;
       for (int i = 0; i < kLanes; ++i) {
-        const A d = widen(row[i]) - c[i];
+        const A d = widen(row[i]) - centre.v[i];
         sum[i] += d;
         squares[i] = multiply_add<kFma>(d, d, squares[i]);
       }
     }
     if (tile.tail > 0) {
       A row[kLanes];
-      pad_tail(x + tile.rows * tile.stride, tile.tail, c, row);
+      pad_tail(x + tile.rows * tile.stride, tile.tail, centre.v, row);
       for (int i = 0; i < kLanes; ++i) {
-        const A d = row[i] - c[i];
+        const A d = row[i] - centre.v[i];
         sum[i] += d;
         squares[i] = multiply_add<kFma>(d, d, squares[i]);
       }
@@ -67,28 +73,30 @@ struct Apply {
   using A = Arithmetic<T>;
   const T* x;
   T* y;
-  Tile tile;
-  const Lanes<A>&mean, &scale, &shift;
-
-  template <bool kFma>
-  NCSN_KERNEL T value(A v, int i) const {
-    const A u = multiply_add<kFma>(v - mean.v[i], scale.v[i], shift.v[i]);
-    return narrow<T>(kElu ? elu<kFma>(u) : u);
-  }
+  const Tile& tile;
+  LaneChannels channels;
+  const A *means, *scales, *shifts;
 
   template <bool kFma>
   NCSN_KERNEL void run() const {
+    const Lanes<A> mean = spread(means, channels), scale = spread(scales, channels),
+                   shift = spread(shifts, channels);
+    const auto value = [&](A v, int i) __attribute__((always_inline)) {
+      const A u = multiply_add<kFma>(v - mean.v[i], scale.v[i], shift.v[i]);
+      return narrow<T>(kElu ? elu<kFma>(u) : u);
+    };
     for (int64_t r = 0; r < tile.rows; ++r) {
-      const T* __restrict from = x + r * tile.stride;
-      T* __restrict to = y + r * tile.stride;
-      for (int i = 0; i < kLanes; ++i) to[i] = value<kFma>(widen(from[i]), i);
+      const T* from = x + r * tile.stride;
+      T* to = y + r * tile.stride;
+      NCSN_INDEPENDENT
+      for (int i = 0; i < kLanes; ++i) to[i] = value(widen(from[i]), i);
     }
     if (tile.tail > 0) {
       const int64_t at = tile.rows * tile.stride;
       A row[kLanes];
       T result[kLanes];
       pad_tail(x + at, tile.tail, mean.v, row);
-      for (int i = 0; i < kLanes; ++i) result[i] = value<kFma>(row[i], i);
+      for (int i = 0; i < kLanes; ++i) result[i] = value(row[i], i);
       for (int i = 0; i < tile.tail; ++i) y[at + i] = result[i];
     }
   }
@@ -128,8 +136,8 @@ void forward(const NormArguments& a, const T* x, T* y, Arithmetic<T>* mean, Arit
     });
     scope.tiles([&](int64_t group, int64_t i, A* sums, A* squares) {
       const Tile tile = planes.tile(group, i);
-      const Lanes<A> centre = spread(planes.of_group(mean, group), planes, i);
-      run_simd(Moments<T>{x + tile.offset, tile, centre, sums, squares});
+      run_simd(Moments<T>{x + tile.offset, tile, planes.channels(i), planes.of_group(mean, group),
+                          sums, squares});
     });
     scope.each_group([&](int64_t group, A* sums, A* squares) {
       fold(sums, planes);
@@ -149,13 +157,16 @@ void forward(const NormArguments& a, const T* x, T* y, Arithmetic<T>* mean, Arit
     });
     scope.tiles([&](int64_t group, int64_t i, A*, A*) {
       const Tile tile = planes.tile(group, i);
-      const Lanes<A> means = spread(planes.of_group(mean, group), planes, i);
-      const Lanes<A> scale = spread(planes.of_group(affine.scale.get(), group), planes, i);
-      const Lanes<A> shift = spread(planes.of_group(affine.shift.get(), group), planes, i);
+      const LaneChannels channels = planes.channels(i);
+      const T* from = x + tile.offset;
+      T* to = y + tile.offset;
+      const A* means = planes.of_group(mean, group);
+      const A* scale = planes.of_group(affine.scale.get(), group);
+      const A* shift = planes.of_group(affine.shift.get(), group);
       if (with_elu) {
-        run_simd(Apply<T, true>{x + tile.offset, y + tile.offset, tile, means, scale, shift});
+        run_simd(Apply<T, true>{from, to, tile, channels, means, scale, shift});
       } else {
-        run_simd(Apply<T, false>{x + tile.offset, y + tile.offset, tile, means, scale, shift});
+        run_simd(Apply<T, false>{from, to, tile, channels, means, scale, shift});
       }
     });
   });

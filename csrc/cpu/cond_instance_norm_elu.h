@@ -204,9 +204,14 @@ struct Scope {
   // f(group, tile of the group, sums, more sums)
   template <typename F>
   void tiles(const F& f) const {
-    each(groups * planes.tiles, kTileRows * kLanes, [&](int64_t i) {
-      f(first_group + i / planes.tiles, i % planes.tiles, sums(i), more_sums(i));
-    });
+    if (parallel) {
+      return parallel_items(groups * planes.tiles, kTileRows * kLanes, [&](int64_t i) {
+        f(first_group + i / planes.tiles, i % planes.tiles, sums(i), more_sums(i));
+      });
+    }
+    for (int64_t g = 0, i = 0; g < groups; ++g) {
+      for (int64_t t = 0; t < planes.tiles; ++t, ++i) f(first_group + g, t, sums(i), more_sums(i));
+    }
   }
 
   // f(group, sums of its first tile, more sums of its first tile)

@@ -11,6 +11,15 @@
 #define NCSN_KERNEL inline
 #endif
 
+// Before a loop whose turns write nothing that another one reads: no run-time check of that for every row.
+#if defined(__clang__)
+#define NCSN_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define NCSN_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define NCSN_INDEPENDENT
+#endif
+
 namespace ncsn {
 
 #if defined(__FP_FAST_FMAF) && defined(__FP_FAST_FMA)

@@ -35,53 +35,67 @@ struct Tile {
   int tail;                      // elements of the short row after them
 };
 
+// The channels of a tile's lanes, within its group: first, first + 1, ..., and again from 0 after period - 1.
+struct LaneChannels {
+  int64_t first, period;
+};
+
 struct Planes {
   Geometry geometry;
   int64_t group_channels, groups;  // in a group; of a sample
-  int64_t group_stride;            // from one group of a sample to the next, in elements
-  int64_t row, rows, tail;         // elements of a row; full rows; elements of the short row
-  int64_t row_stride;
-  int64_t tiles;                   // of a group
+  int64_t sample_stride, group_stride;
+  int64_t row, row_stride;  // elements of a row, and from one row to the next
+  int64_t rows, tail;       // full rows of a group; elements of its short row
+  int64_t tiles;            // of a group: its blocks of kLanes lanes, for every kTileRows rows
 
   int64_t blocks() const { return row / kLanes; }
   int64_t all_groups() const { return geometry.samples * groups; }
   int64_t group_elements() const { return group_channels * geometry.spatial; }
-  // The entries of a group's first channel in an (N, C) array.
+
+  // The block of lanes that a tile of a group is in. (Divisions cost as much as a tile of a small plane.)
+  int64_t block(int64_t tile) const { return row == kLanes ? 0 : tile % blocks(); }
+
+  // Where a group begins; the groups are numbered through all samples.
+  int64_t offset(int64_t group) const {
+    if (sample_stride == groups * group_stride) return group * group_stride;
+    return group / groups * sample_stride + group % groups * group_stride;
+  }
+
+  // The entries of a group in an (N, C) array.
   template <typename A>
   A* of_group(A* values, int64_t group) const {
     return values + group * group_channels;
   }
 
+  LaneChannels channels(int64_t tile) const {
+    return {row == kLanes ? 0 : block(tile) * kLanes % group_channels, group_channels};
+  }
+
   Tile tile(int64_t group, int64_t index) const {
-    const int64_t block = index % blocks(), first = index / blocks() * kTileRows;
-    const int64_t last = std::min(first + kTileRows, rows + 1);
-    const int64_t tail_here = std::clamp<int64_t>(tail - block * kLanes, 0, kLanes);
-    return {group / groups * geometry.elements() + group % groups * group_stride +
-                block * kLanes + first * row_stride,
-            row_stride, std::min(last, rows) - first,
-            last > rows ? static_cast<int>(tail_here) : 0};
+    const int64_t begin = block(index) * kLanes;
+    const int64_t first = row == kLanes ? index * kTileRows : index / blocks() * kTileRows;
+    const int64_t last = first + kTileRows;
+    return {offset(group) + first * row_stride + begin, row_stride, std::min(last, rows) - first,
+            last > rows ? static_cast<int>(std::clamp<int64_t>(tail - begin, 0, kLanes)) : 0};
   }
 };
 
 inline Planes cut_planes(const Geometry& g, bool channels_last) {
-  Planes p = {g, 1, g.channels, g.spatial, kLanes, 0, 0, kLanes, 0};
+  Planes p = {g, 1, g.channels, g.elements(), g.spatial, kLanes, kLanes, 0, 0, 0};
   if (channels_last && g.channels % kLanes == 0) {
     p.group_channels = kLanes;
     p.groups = g.channels / kLanes;
-    p.group_stride = kLanes;
+    p.group_stride = p.groups == 1 ? g.elements() : kLanes;
     p.row_stride = g.channels;
-    p.rows = g.spatial;
-  } else {
-    if (channels_last) {
-      p.group_channels = g.channels;
-      p.groups = 1;
-      p.row = p.row_stride = std::lcm(g.channels, static_cast<int64_t>(kLanes));
-    }
-    p.rows = p.group_elements() / p.row;
-    p.tail = p.group_elements() % p.row;
+  } else if (channels_last) {
+    p.group_channels = g.channels;
+    p.groups = 1;
+    p.group_stride = g.elements();
+    p.row = p.row_stride = std::lcm(g.channels, static_cast<int64_t>(kLanes));
   }
-  const int64_t rows = p.rows + (p.tail > 0 ? 1 : 0);
-  p.tiles = (rows + kTileRows - 1) / kTileRows * p.blocks();
+  p.rows = p.group_elements() / p.row;
+  p.tail = p.group_elements() % p.row;
+  p.tiles = (p.rows + (p.tail > 0 ? 1 : 0) + kTileRows - 1) / kTileRows * p.blocks();
   return p;
 }
 
@@ -98,21 +112,26 @@ void parallel_items(int64_t n, int64_t elements, const Body& body) {
   });
 }
 
-// A constant for each lane of a tile, or a sum.
+// A number for each lane.
 template <typename A>
 struct alignas(64) Lanes {
   A v[kLanes];
 };
 
-// The group's values, one a channel, for the lanes of one of its blocks.
+// The values of the lanes' channels. Inside of the kernels, since wide loads stall on numbers just stored one by one.
 template <typename A>
-Lanes<A> spread(const A* values, const Planes& planes, int64_t tile) {
+NCSN_KERNEL Lanes<A> spread(const A* values, LaneChannels channels) {
   Lanes<A> lanes;
-  const int64_t period = planes.group_channels;
-  int64_t channel = tile % planes.blocks() * kLanes % period;
-  for (int i = 0; i < kLanes; ++i) {
-    lanes.v[i] = values[channel];
-    if (++channel == period) channel = 0;
+  if (channels.period == 1) {
+    for (int i = 0; i < kLanes; ++i) lanes.v[i] = *values;
+  } else if (channels.first + kLanes <= channels.period) {
+    for (int i = 0; i < kLanes; ++i) lanes.v[i] = values[channels.first + i];
+  } else {
+    int64_t channel = channels.first;
+    for (int i = 0; i < kLanes; ++i) {
+      lanes.v[i] = values[channel];
+      if (++channel == channels.period) channel = 0;
+    }
   }
   return lanes;
 }
@@ -123,6 +142,13 @@ template <typename A>
 void fold(A* sums, const Planes& planes) {
   for (int64_t at = planes.row; at < planes.tiles * kLanes; at += planes.row) {
     for (int64_t l = 0; l < planes.row; ++l) sums[l] += sums[at + l];
+  }
+  if (planes.row == kLanes && planes.group_channels == 1) {  // the same, with no loop for so little
+    for (int l = 0; l < 16; ++l) sums[l] += sums[16 + l];
+    for (int l = 0; l < 8; ++l) sums[l] += sums[8 + l];
+    for (int l = 0; l < 4; ++l) sums[l] += sums[4 + l];
+    sums[0] = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+    return;
   }
   for (int64_t half = planes.row / 2; half >= planes.group_channels; half /= 2) {
     for (int64_t l = 0; l < half; ++l) sums[l] += sums[half + l];
