@@ -74,13 +74,13 @@ struct Apply {
   const T* x;
   T* y;
   const Tile& tile;
-  LaneChannels channels;
-  const A *means, *scales, *shifts;
+  LaneNorm<A> norm;
 
   template <bool kFma>
   NCSN_KERNEL void run() const {
-    const Lanes<A> mean = spread(means, channels), scale = spread(scales, channels),
-                   shift = spread(shifts, channels);
+    const Lanes<A> mean = spread(norm.mean, norm.channels),
+                   scale = spread(norm.scale, norm.channels),
+                   shift = spread(norm.shift, norm.channels);
     const auto value = [&](A v, int i) __attribute__((always_inline)) {
       const A u = multiply_add<kFma>(v - mean.v[i], scale.v[i], shift.v[i]);
       return narrow<T>(kElu ? elu<kFma>(u) : u);
@@ -157,16 +157,13 @@ void forward(const NormArguments& a, const T* x, T* y, Arithmetic<T>* mean, Arit
     });
     scope.tiles([&](int64_t group, int64_t i, A*, A*) {
       const Tile tile = planes.tile(group, i);
-      const LaneChannels channels = planes.channels(i);
+      const LaneNorm<A> norm = affine.of_tile(planes, group, i, mean);
       const T* from = x + tile.offset;
       T* to = y + tile.offset;
-      const A* means = planes.of_group(mean, group);
-      const A* scale = planes.of_group(affine.scale.get(), group);
-      const A* shift = planes.of_group(affine.shift.get(), group);
       if (with_elu) {
-        run_simd(Apply<T, true>{from, to, tile, channels, means, scale, shift});
+        run_simd(Apply<T, true>{from, to, tile, norm});
       } else {
-        run_simd(Apply<T, false>{from, to, tile, channels, means, scale, shift});
+        run_simd(Apply<T, false>{from, to, tile, norm});
       }
     });
   });

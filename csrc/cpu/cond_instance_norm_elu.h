@@ -161,7 +161,14 @@ ChannelMeans channel_means(const A* mean, int64_t channels) {
   return {middle, 1 / std::sqrt(squares / static_cast<double>(channels - 1) + kChannelMeanEps)};
 }
 
-// u = (x - mean) * scale + shift, for every plane: arrays of N * C.
+// u = (x - mean) * scale + shift, for the lanes of a tile.
+template <typename A>
+struct LaneNorm {
+  LaneChannels channels;
+  const A *mean, *scale, *shift;  // of the group
+};
+
+// The scale and the shift of every plane, arrays of N * C.
 template <typename A>
 struct Affine {
   std::unique_ptr<A[]> scale, shift;
@@ -179,6 +186,12 @@ struct Affine {
       shift[at + c] =
           a.plusplus() ? w.gamma * w.alpha * means.m(mean[at + c]) + w.beta : w.beta;
     });
+  }
+
+  LaneNorm<A> of_tile(const Planes& planes, int64_t group, int64_t tile, const A* mean) const {
+    return {planes.channels(tile), planes.of_group(mean, group),
+            planes.of_group<const A>(scale.get(), group),
+            planes.of_group<const A>(shift.get(), group)};
   }
 };
 
