@@ -254,24 +254,30 @@ struct Scope {
   }
 };
 
-// Runs the stages of a pass, stages(scope), over the whole batch. A task is what needs no other one's statistics: a group,
-// or a sample if the means of all its planes matter. With tasks enough to keep the threads evenly busy each runs all stages
-// by itself, with its planes in the cache; else every stage spreads its tiles over the threads.
+// Runs the stages of a pass, stages(scope), over the whole batch. A task is some groups of one sample that need no others'
+// statistics: all of its groups if the means of all planes matter, else as many as fill a part of the first cache, so that
+// the end of one plane's sums overlaps with the next plane's. With tasks enough to keep the threads evenly busy each runs
+// all stages by itself, with its planes in the cache; else every stage spreads its tiles over the threads.
 template <typename A, typename Stages>
 void run_stages(const NormArguments& a, const Stages& stages) {
+  constexpr int64_t kTaskElements = 4096;
   const Planes& planes = a.planes;
-  const int64_t groups = a.plusplus() ? planes.groups : 1;  // of a task
-  const int64_t tasks = planes.all_groups() / groups;
+  const int64_t fitting = std::max<int64_t>(1, kTaskElements / planes.group_elements());
+  const int64_t groups = a.plusplus() ? planes.groups : std::min(fitting, planes.groups);
+  const int64_t sample_tasks = (planes.groups + groups - 1) / groups;
+  const int64_t tasks = planes.geometry.samples * sample_tasks;
   const int64_t elements = groups * planes.group_elements();
-  if (tasks == 0) return;
   const int64_t threads = torch::stable::get_num_threads();
-  if (tasks < 4 * threads && tasks * elements > kGrain && threads > 1) {
+  if (tasks == 0) return;
+  if (threads > 1 && tasks < 4 * threads && tasks * elements > kGrain) {
     return stages(Scope<A>(planes, planes.all_groups(), true));
   }
   parallel_ranges(tasks, elements, [&](int64_t begin, int64_t end) {
     Scope<A> scope(planes, groups, false);
     for (int64_t t = begin; t < end; ++t) {
-      scope.first_group = t * groups;
+      const int64_t first = t % sample_tasks * groups;
+      scope.first_group = t / sample_tasks * planes.groups + first;
+      scope.groups = std::min(groups, planes.groups - first);
       stages(scope);
     }
   });
