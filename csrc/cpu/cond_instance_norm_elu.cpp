@@ -75,6 +75,7 @@ struct Apply {
   T* y;
   const Tile& tile;
   LaneNorm<A> norm;
+  int64_t next_task;
 
   template <bool kFma>
   NCSN_KERNEL void run() const {
@@ -88,6 +89,7 @@ struct Apply {
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T* from = x + r * tile.stride;
       T* to = y + r * tile.stride;
+      prefetch_row(from, next_task);
       NCSN_INDEPENDENT
       for (int i = 0; i < kLanes; ++i) to[i] = value(widen(from[i]), i);
     }
@@ -161,9 +163,9 @@ void forward(const NormArguments& a, const T* x, T* y, Arithmetic<T>* mean, Arit
       const T* from = x + tile.offset;
       T* to = y + tile.offset;
       if (with_elu) {
-        run_simd(Apply<T, true>{from, to, tile, norm});
+        run_simd(Apply<T, true>{from, to, tile, norm, scope.next_task});
       } else {
-        run_simd(Apply<T, false>{from, to, tile, norm});
+        run_simd(Apply<T, false>{from, to, tile, norm, scope.next_task});
       }
     });
   });

@@ -202,6 +202,7 @@ struct Scope {
   const Planes& planes;
   int64_t first_group, groups;
   bool parallel;
+  int64_t next_task;  // elements from a row to that of the next task, worth a prefetch; 0 if that is no use
   std::unique_ptr<A[]> memory;
 
   Scope(const Planes& planes, int64_t groups, bool parallel)
@@ -209,6 +210,7 @@ struct Scope {
         first_group(0),
         groups(groups),
         parallel(parallel),
+        next_task(parallel || !planes.consecutive() ? 0 : groups * planes.group_elements()),
         memory(scratch<A>(2 * groups * planes.tiles * kLanes)) {}
 
   A* sums(int64_t tile) const { return memory.get() + tile * kLanes; }

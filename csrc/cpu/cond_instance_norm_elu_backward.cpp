@@ -63,6 +63,7 @@ struct ApplyGradient {
   const Tile& tile;
   LaneNorm<A> norm;
   const A *averages, *slopes, *through_means;  // of the group
+  int64_t next_task;
 
   template <bool kFma>
   NCSN_KERNEL void run() const {
@@ -80,6 +81,8 @@ struct ApplyGradient {
     };
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t at = r * tile.stride;
+      prefetch_row(grad_y + at, next_task);
+      prefetch_row(x + at, next_task);
       NCSN_INDEPENDENT
       for (int i = 0; i < kLanes; ++i) {
         grad_x[at + i] = value(widen(grad_y[at + i]), widen(x[at + i]), i);
@@ -205,7 +208,8 @@ void backward(const NormArguments& a, const T* grad_y, const T* x, const Arithme
                                       tile, affine.of_tile(planes, group, i, mean),
                                       planes.of_group(gradients.average.get(), group),
                                       planes.of_group(gradients.slope.get(), group),
-                                      planes.of_group(gradients.through_mean.get(), group)});
+                                      planes.of_group(gradients.through_mean.get(), group),
+                                      scope.next_task});
     });
   });
 }

@@ -55,9 +55,12 @@ struct Planes {
   // The block of lanes that a tile of a group is in. (Divisions cost as much as a tile of a small plane.)
   int64_t block(int64_t tile) const { return row == kLanes ? 0 : tile % blocks(); }
 
+  // Whether each group begins where the one before it ends.
+  bool consecutive() const { return group_stride == group_elements(); }
+
   // Where a group begins; the groups are numbered through all samples.
   int64_t offset(int64_t group) const {
-    if (sample_stride == groups * group_stride) return group * group_stride;
+    if (consecutive()) return group * group_stride;
     return group / groups * sample_stride + group % groups * group_stride;
   }
 
@@ -153,6 +156,17 @@ void fold(A* sums, const Planes& planes) {
   for (int64_t half = planes.row / 2; half >= planes.group_channels; half /= 2) {
     for (int64_t l = 0; l < half; ++l) sums[l] += sums[half + l];
   }
+}
+
+// Asks for the row that lies some elements after this one; it may lie outside of the tensor.
+template <typename T>
+NCSN_KERNEL void prefetch_row(const T* row, int64_t ahead) {
+#if defined(__GNUC__)
+  const auto address = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(ahead) * sizeof(T);
+  for (size_t i = 0; i < kLanes * sizeof(T); i += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(address + i), 0, 2);
+  }
+#endif
 }
 
 // A tile's tail as a full row, the missing lanes filled up.
