@@ -1,16 +1,17 @@
 // ELU with alpha 1, its slope, and the two functions below zero that they are made of, for every C++ backend.
 //
-// Scalar and pure, so that a loop of a fixed number of calls turns into SIMD code, and written for any IEEE arithmetic: never
-// -ffast-math, since the rounding by a large number needs the sums as they stand. Host compilers want -fno-trapping-math,
-// which changes no result: without it GCC must keep the comparisons as branches, and makes no SIMD code below AVX-512.
+// Scalar and pure, so that a loop of a fixed number of calls turns into SIMD code, and made for IEEE arithmetic: never
+// -ffast-math, since the rounding by a large number needs the sums as they stand. Host compilers want
+// -fno-trapping-math, which changes no result: without it GCC keeps the comparisons as branches, and makes no SIMD code
+// below AVX-512.
 //
-// With n = round(x / ln 2) and r = x - n ln 2, e^x = 2^n (1 + p(r)) and e^x - 1 = 2^n p(r) + (2^n - 1): at n = 0 this is
-// p itself, so that expm1 keeps its relative error down to the smallest x. For x <= 0, against a float64 evaluation, with
-// or without fused multiply-adds (tests/test_native_norm.py measures both):
+// With n = round(x / ln 2) and r = x - n ln 2, e^x = 2^n (1 + p(r)) and e^x - 1 = 2^n p(r) + (2^n - 1): at n = 0 this
+// is p itself, so that expm1 keeps its relative error down to the smallest x. For x <= 0, with or without fused
+// multiply-adds (tests/test_native_norm.py measures it at every SIMD level):
 //
-//     float   expm1: relative error below 2.5e-7, hence below 1e-7 absolute for x > -0.4
-//             exp: relative error below 2e-7 for x > -87.3, absolute error below 1e-38 beyond
-//     double  expm1 and exp: relative error below 5e-16, the latter for x > -708
+//     float   relative error of both below 1e-7, hence the absolute error too; of exp for x > -87.3, and beyond an
+//             absolute error below 1e-38
+//     double  relative error of both below 2.5e-16; of exp for x > -708
 //
 // NaN gives NaN, minus infinity gives -1 and 0. For x > 0 the two are not meant; they return some number.
 
@@ -38,7 +39,8 @@ template <typename A>
 struct ExpConstants;
 
 // kRound: added to a small number and subtracted again, it rounds to an integer, and leaves that in its low bits.
-// kLn2Hi has so few bits that n * kLn2Hi is exact. At kFlat expm1 is -1; at kLowest n is the exponent of 0, and so is exp.
+// kLn2Hi has so few bits that n * kLn2Hi is exact. At kFlat expm1 is -1; at kLowest n gives the exponent of 0: exp is
+// 0.
 template <>
 struct ExpConstants<float> {
   using Bits = uint32_t;

@@ -1,6 +1,6 @@
-// cond_instance_norm_elu for the CPU: statistics in two passes over tiles that stay in the cache, then norm and ELU in one.
+// cond_instance_norm_elu for the CPU: statistics in two passes over planes that stay in the cache, then norm and ELU.
 
-// Changes no result. Else GCC keeps comparisons of floating-point numbers as branches, and the loops stay scalar.
+// Changes no result. Else GCC keeps comparisons of floating-point numbers as branches, and loops stay scalar.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-trapping-math")
 #endif
@@ -104,15 +104,19 @@ struct Apply {
   }
 };
 
-// The corrected two-pass algorithm: the sums of x - mean and of its square give a better mean, and take the error of the
-// first one out of the variance. Returns what rounding the better mean to its type has left out.
+// The corrected two-pass algorithm (Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983): the
+// sums of x - mean and of its square give a better mean, and take the error of the first one out of the variance.
+// Returns what rounding the better mean to its type has left out.
 template <typename A>
 A finish_statistics(A sum, A squares, A size, A eps, A* mean, A* rstd) {
-  const A error = sum / size, better = *mean + error, residue = (*mean - better) + error;
-  A variance = squares / size;
-  if (std::isfinite(variance)) variance = std::max(variance - error * error, A(0));
+  const A error = sum / size, variance = squares / size;
+  if (!std::isfinite(error) || !std::isfinite(variance)) {  // nothing to correct in such a plane
+    *rstd = 1 / std::sqrt(variance + eps);
+    return 0;
+  }
+  const A better = *mean + error, residue = (*mean - better) + error;
   *mean = better;
-  *rstd = 1 / std::sqrt(variance + eps);
+  *rstd = 1 / std::sqrt(std::max(variance - error * error, A(0)) + eps);
   return residue;
 }
 

@@ -1,10 +1,10 @@
-// What the forward and the backward pass of cond_instance_norm_elu on the CPU share: the checked arguments, and the norm as
-// a scale and a shift for each plane.
+// What the forward and the backward pass of cond_instance_norm_elu on the CPU share: the checked arguments, the norm as
+// a scale and a shift for each plane, and the stages of a pass.
 //
-// Why the threads do not race: a stage is a loop over tiles, groups, samples or columns; an item writes the sums, the table
-// entries or the elements of that tile, group, sample or column, which no other item of the stage reads or writes; and
-// parallel_for returns when all are done, before the next stage reads them. Where one item runs all stages of its groups,
-// it reads nothing that another one writes.
+// Why the threads do not race: a stage is a loop over tiles, groups, samples or columns. An item writes the sums, the
+// table entries or the elements of that tile, group, sample or column, which no other item of the stage reads or
+// writes, and parallel_for returns when all are done, before the next stage reads them. Where one task runs all stages
+// for its groups, it reads nothing that another task writes.
 
 #pragma once
 
@@ -92,8 +92,8 @@ inline NormArguments norm_arguments(const Tensor& x, const Tensor& labels, const
                                         weight.size(1) == 3 * geometry.channels),
                   "weight must have shape (K, ", 2 * geometry.channels, ") or (K, ",
                   3 * geometry.channels, ")");
-  NormArguments a = {// Planes of one position are consecutive channels: a row of lanes holds many of them.
-                     cut_planes(geometry, !contiguous || geometry.spatial == 1),
+  // Planes of one position are consecutive channels, in either layout: a row of lanes holds many of them.
+  NormArguments a = {cut_planes(geometry, !contiguous || geometry.spatial == 1),
                      std::vector<int64_t>(static_cast<size_t>(geometry.samples)),
                      weight.const_data_ptr(),
                      weight.scalar_type(),
@@ -195,14 +195,14 @@ struct Affine {
   }
 };
 
-// Some groups of the batch (numbered through all samples), and the loops of a pass over them. A loop hands every tile and
-// every group its two arrays of sums.
+// Some groups of the batch (numbered through all samples), and the loops of a pass over them. A loop hands every tile
+// and every group its two arrays of sums.
 template <typename A>
 struct Scope {
   const Planes& planes;
   int64_t first_group, groups;
   bool parallel;
-  int64_t next_task;  // elements from a row to that of the next task, worth a prefetch; 0 if that is no use
+  int64_t next_task;  // elements from a row to the next task's, worth a prefetch; 0 if that is no use
   std::unique_ptr<A[]> memory;
 
   Scope(const Planes& planes, int64_t groups, bool parallel)
@@ -256,10 +256,11 @@ struct Scope {
   }
 };
 
-// Runs the stages of a pass, stages(scope), over the whole batch. A task is some groups of one sample that need no others'
-// statistics: all of its groups if the means of all planes matter, else as many as fill a part of the first cache, so that
-// the end of one plane's sums overlaps with the next plane's. With tasks enough to keep the threads evenly busy each runs
-// all stages by itself, with its planes in the cache; else every stage spreads its tiles over the threads.
+// Runs the stages of a pass, stages(scope), over the whole batch. A task is some groups of one sample that need no
+// others' statistics: all of its groups if the means of all planes matter, else as many as fill a part of the first
+// cache, so that the end of one plane's sums overlaps with the next plane's. With tasks enough to keep the threads
+// evenly busy each runs all stages by itself, with its planes in the cache; else every stage spreads its tiles over the
+// threads.
 template <typename A, typename Stages>
 void run_stages(const NormArguments& a, const Stages& stages) {
   constexpr int64_t kTaskElements = 4096;

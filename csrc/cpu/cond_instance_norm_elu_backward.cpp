@@ -1,11 +1,12 @@
-// cond_instance_norm_elu_backward for the CPU: one pass over x and grad_y for the sums of a plane, then one that writes grad_x.
+// cond_instance_norm_elu_backward for the CPU: a pass over x and grad_y for the sums of a plane, then one that writes
+// grad_x.
 //
 //     grad_u = grad_y * elu'(u),  u = (x - mean) * scale + shift,  scale = gamma * rstd
-//     grad_x = scale * (grad_u - average(grad_u) - xhat * average(grad_u * xhat)) + what comes through the channel means
+//     grad_x = scale * (grad_u - average(grad_u) - xhat * average(grad_u * xhat)) + what comes by the channel means
 //
 // u and elu'(u) are computed in both passes: that costs less than writing them out and reading them again.
 
-// Changes no result. Else GCC keeps comparisons of floating-point numbers as branches, and the loops stay scalar.
+// Changes no result. Else GCC keeps comparisons of floating-point numbers as branches, and loops stay scalar.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-trapping-math")
 #endif
@@ -100,7 +101,8 @@ struct ApplyGradient {
   }
 };
 
-// What the second pass needs for each plane, arrays of N * C; and each sample's part of grad_weight, in the weight's columns.
+// What the second pass needs for each plane, arrays of N * C; and each sample's part of grad_weight, a row of the
+// weight.
 template <typename A>
 struct Gradients {
   std::unique_ptr<A[]> average, slope, through_mean, rows;

@@ -1,5 +1,5 @@
-// Runs a kernel by the code of the best SIMD level. A kernel is a struct with `template <bool kFma> void run() const`, always
-// inlined (NCSN_KERNEL): here it is compiled once for each level. Nothing here knows what a kernel computes.
+// Runs a kernel by the code of the best SIMD level. A kernel is a struct with `template <bool kFma> void run() const`,
+// always inlined (NCSN_KERNEL): here it is compiled once for each level. Nothing here knows what a kernel computes.
 
 #pragma once
 

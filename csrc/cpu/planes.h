@@ -5,12 +5,12 @@
 //     contiguous                     a plane; rows of kLanes positions, all of one channel
 //     channels_last, C % kLanes == 0 kLanes channels of a sample; a row is a position
 //     channels_last, any other C     a sample; a row is lcm(C, kLanes) elements, a whole number of positions
-// What does not fill a row is the group's short last row. So every loop works on kLanes lanes with a constant for each, and
-// a sum over a plane is one accumulator for each lane, folded at the end.
+// What does not fill a row is the group's short last row. So every loop works on kLanes lanes with a constant for each,
+// and a sum over a plane is one accumulator for each lane, folded at the end.
 //
-// A tile is kLanes lanes of up to kTileRows rows. The cut, the order within a tile and the order in which the tiles' sums
-// are added depend on the shape alone, never on the threads: so every number of threads gives the same bits, and a tile
-// may be anybody's work.
+// A tile is kLanes lanes of up to kTileRows rows. The cut, the order within a tile and the order in which the tiles'
+// sums are added depend on the shape alone, never on the threads: every number of threads gives the same bits, and a
+// tile may be any thread's work.
 
 #pragma once
 
@@ -102,7 +102,7 @@ inline Planes cut_planes(const Geometry& g, bool channels_last) {
   return p;
 }
 
-// body(begin, end) for ranges that make up 0 .. n - 1, in parallel, where one item costs as much as `elements` elements.
+// body(begin, end) for ranges that make up 0 .. n - 1, in parallel, if an item costs as much as `elements` elements.
 template <typename Body>
 void parallel_ranges(int64_t n, int64_t elements, const Body& body) {
   torch::stable::parallel_for(0, n, std::max<int64_t>(1, kGrain / elements), body);
@@ -139,8 +139,8 @@ NCSN_KERNEL Lanes<A> spread(const A* values, LaneChannels channels) {
   return lanes;
 }
 
-// Adds up the sums of a group's tiles, in the order of the tiles and then by halves, to a sum for each of its channels, at
-// the beginning of `sums`. (row / group_channels is a power of two, a divisor of kLanes.)
+// Adds up the sums of a group's tiles, in the order of the tiles and then by halves, to a sum for each of its channels,
+// at the beginning of `sums`. (row / group_channels is a power of two, a divisor of kLanes.)
 template <typename A>
 void fold(A* sums, const Planes& planes) {
   for (int64_t at = planes.row; at < planes.tiles * kLanes; at += planes.row) {
