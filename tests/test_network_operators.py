@@ -196,7 +196,8 @@ def test_forward_mode_is_never_silently_zero():
     tangent = torch.randn_like(x)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, tangent)
-        got = forward_ad.unpack_dual(ops.cond_instance_norm_elu(dual, labels, weight)).tangent
+        y = ops.cond_instance_norm_elu(dual, labels, weight, backend="reference")
+        got = forward_ad.unpack_dual(y).tangent
         with pytest.raises(RuntimeError, match="forward mode"):
             as_operator(dual, labels, weight)
     call = partial(ops.cond_instance_norm_elu, labels=labels, weight=weight)

@@ -110,7 +110,8 @@ def cond_instance_norm_elu_backward(
     grad_beta, grad_gamma = grad_u.sum(space), (grad_u * xhat).sum(space)
 
     size = x.shape[2:].numel()
-    grad_x = grad_u - per_plane(grad_beta / size, x) - xhat * per_plane(grad_gamma / size, x)
+    # First what has the layout of x: a sum takes that of its first term, and grad_y may have another.
+    grad_x = -xhat * per_plane(grad_gamma / size, x) + (grad_u - per_plane(grad_beta / size, x))
     grad_x = grad_x * per_plane(gamma * rstd, x)
     if weight.shape[1] == 2 * channels:
         grad_rows = torch.cat([grad_gamma, grad_beta], dim=1)
