@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <type_traits>
@@ -27,8 +28,7 @@ using torch::stable::Tensor;
 
 constexpr int kWindow = 5, kReach = 2;
 constexpr int64_t kVector = 16;  // rows of the scratch are padded to a multiple of it, so that loops have no remainder
-constexpr int64_t kBlockChannels = 32;  // whole cache lines of channels_last memory
-constexpr int64_t kBandRows = 64;       // of an image that one task takes; a band also reads its neighbours' nearest rows
+constexpr int64_t kAhead = 3;
 constexpr int64_t kTaskElements = 16384;  // some tens of microseconds of work, far above what a thread costs to wake
 
 // --- how the images lie in a tensor ---------------------------------------------------------------
@@ -41,20 +41,28 @@ struct Image {
   int64_t width() const { return pixels * lanes; }
   int64_t padded_width() const { return divide_up(width(), kVector) * kVector; }
   int64_t reach() const { return kReach * lanes; }
+  int64_t bordered_width() const { return padded_width() + 2 * reach(); }
 };
 
 // The tasks of a tensor: bands of rows of images, cut without regard to the number of threads.
 struct Tasks {
+  // A band computes again what lies in its neighbours' nearest rows: few rows only where there are few images.
+  static constexpr int64_t kFewImages = 8, kFewRows = 16, kManyRows = 64;
+  // A block of channels is as long a run of memory as the caches can hold rows of.
+  static constexpr int64_t kRowElements = 8192, kFewChannels = 64;
+
   int64_t samples, channels, rows, pixels;
   bool channels_last;
   int64_t images, bands;  // of a sample, of an image
 
-  explicit Tasks(const Tensor& x)
-      : samples(x.size(0)), channels(x.size(1)), rows(x.size(2)), pixels(x.size(3)),
-        // Asked first: images of one pixel are both, and are better taken as lanes.
-        channels_last(is_channels_last(x)),
-        images(channels_last ? divide_up(channels, kBlockChannels) : channels),
-        bands(divide_up(rows, kBandRows)) {}
+  Tasks(int64_t samples, int64_t channels, int64_t rows, int64_t pixels, bool channels_last)
+      : samples(samples), channels(channels), rows(rows), pixels(pixels),
+        channels_last(channels_last) {
+    const int64_t block = std::max(kRowElements / pixels, kFewChannels);
+    images = channels_last ? divide_up(channels, block) : channels;
+    bands = std::max({rows / kManyRows, std::min(kFewImages / (samples * images), rows / kFewRows),
+                      int64_t{1}});
+  }
 
   int64_t count() const { return samples * images * bands; }
   int64_t grain() const {
@@ -87,23 +95,26 @@ using LaneOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <typename Lane>
 using IndexOf = std::conditional_t<std::is_same_v<Lane, double>, int64_t, int32_t>;
 
-// Zeroed rows, each on a cache line of its own.
-template <typename Lane>
+// `count` zeroed rows, each on a cache line of its own.
+template <typename Lane, int count>
 class Rows {
  public:
-  Rows(int64_t count, int64_t width)
-      : pitch_(divide_up(width, kVector) * kVector), memory_(count * pitch_ + kVector) {
+  explicit Rows(int64_t width) {
+    const int64_t pitch = divide_up(width, kVector) * kVector;
+    memory_.resize(count * pitch + kVector);
     const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    first_ = memory_.data() + (64 - address % 64) % 64 / sizeof(Lane);
+    Lane* const first = memory_.data() + (64 - address % 64) % 64 / sizeof(Lane);
+    for (int i = 0; i < count; ++i) rows_[i] = first + i * pitch;
   }
-  Rows(const Rows&) = delete;
 
-  Lane* operator[](int64_t row) { return first_ + row * pitch_; }
+  Lane* operator[](int64_t row) const { return rows_[row]; }
+
+  // The window goes down one row: the first buffer becomes the last.
+  void advance() { std::rotate(rows_, rows_ + 1, rows_ + count); }
 
  private:
-  int64_t pitch_;
   std::vector<Lane> memory_;
-  Lane* first_;
+  Lane* rows_[count];
 };
 
 template <typename T, typename Lane>
@@ -128,12 +139,18 @@ NCSN_INLINE void store_row(const Lane* __restrict from, const Image& image, T* t
   }
 }
 
-// A row with two pixels of border on either side: everything but the row's own elements.
+// Whether a row in memory serves as it is where a row of the scratch could.
+template <typename T>
+NCSN_INLINE bool is_scratch(const Image& image) {
+  return std::is_same_v<T, LaneOf<T>> && image.pixel_stride == image.lanes &&
+         image.width() % kVector == 0;
+}
+
+// Everything in a bordered row but the image's own elements.
 template <typename Lane>
 void set_border(Lane* row, const Image& image, Lane border) {
   std::fill_n(row, image.reach(), border);
-  std::fill(row + image.reach() + image.width(), row + 2 * image.reach() + image.padded_width(),
-            border);
+  std::fill(row + image.reach() + image.width(), row + image.bordered_width(), border);
 }
 
 // --- forward --------------------------------------------------------------------------------------
@@ -146,24 +163,23 @@ NCSN_INLINE Lane better(Lane later, Lane best) {
   return later != later ? later : larger;
 }
 
-// `x` has a border; element i of it is two pixels to the left of element i of the maxima.
-template <typename Lane>
-NCSN_INLINE void row_maxima(const Lane* __restrict x, int64_t lanes, int64_t vectors,
-                            Lane* __restrict maxima) {
-  for (int64_t i = 0; i < vectors * kVector; ++i) {
-    Lane best = x[i];
-    for (int k = 1; k < kWindow; ++k) best = better(x[i + k * lanes], best);
-    maxima[i] = best;
-  }
-}
+// Five runs of elements, of which the same places are compared: the rows of a column of windows, or one bordered row and
+// its shifts by a pixel.
+template <typename Element>
+struct Five {
+  Element *p0, *p1, *p2, *p3, *p4;
+
+  explicit Five(const Rows<std::remove_const_t<Element>, kWindow>& rows, int64_t offset = 0)
+      : p0(rows[0] + offset), p1(rows[1] + offset), p2(rows[2] + offset), p3(rows[3] + offset),
+        p4(rows[4] + offset) {}
+  Five(Element* row, int64_t lanes)
+      : p0(row), p1(row + lanes), p2(row + 2 * lanes), p3(row + 3 * lanes), p4(row + 4 * lanes) {}
+};
 
 template <typename Lane>
-NCSN_INLINE void column_maxima(const Lane* const (&rows)[kWindow], int64_t vectors,
-                               Lane* __restrict maxima) {
-  const Lane *row0 = rows[0], *row1 = rows[1], *row2 = rows[2], *row3 = rows[3], *row4 = rows[4];
+NCSN_INLINE void find_maxima(Five<const Lane> x, int64_t vectors, Lane* __restrict maxima) {
   for (int64_t i = 0; i < vectors * kVector; ++i) {
-    maxima[i] =
-        better(row4[i], better(row3[i], better(row2[i], better(row1[i], row0[i]))));
+    maxima[i] = better(x.p4[i], better(x.p3[i], better(x.p2[i], better(x.p1[i], x.p0[i]))));
   }
 }
 
@@ -177,32 +193,36 @@ struct Forward {
   Tasks tasks;
 
   struct Scratch {
-    Rows<Lane> x, maxima, border, y;
+    Rows<Lane, kAhead + 1> x;
+    Rows<Lane, kWindow> maxima;
+    Rows<Lane, 1> y;
 
     explicit Scratch(const Image& widest)
-        : x(1, widest.padded_width() + 2 * widest.reach()), maxima(kWindow, widest.padded_width()),
-          border(1, widest.padded_width()), y(1, widest.padded_width()) {}
+        : x(widest.bordered_width()), maxima(widest.padded_width()), y(widest.padded_width()) {}
   };
 
   NCSN_INLINE void band(const Image& image, int64_t first, int64_t last, Scratch& scratch) const {
-    const int64_t vectors = image.padded_width() / kVector;
-    set_border(scratch.x[0], image,
-               zero_border ? Lane{0} : -std::numeric_limits<Lane>::infinity());
-    int64_t next = std::max<int64_t>(first - kReach, 0);  // row of x
-    for (int64_t row = first; row < last; ++row) {
-      for (; next < std::min(row + kReach + 1, image.rows); ++next) {
-        load_row(x + image.offset + next * image.row_stride, image,
-                 scratch.x[0] + image.reach());
-        row_maxima(scratch.x[0], image.lanes, vectors, scratch.maxima[next % kWindow]);
+    const Lane border = zero_border ? Lane{0} : -std::numeric_limits<Lane>::infinity();
+    for (int k = 0; k <= kAhead; ++k) set_border(scratch.x[k], image, border);
+    int64_t loaded = std::max<int64_t>(first - kReach, 0);
+    for (int64_t row = first - kReach; row < last + kReach; ++row) {
+      for (; loaded <= std::min(row + kAhead, image.rows - 1); ++loaded) {
+        load_row(x + image.offset + loaded * image.row_stride, image,
+                 scratch.x[loaded % (kAhead + 1)] + image.reach());
       }
-      const Lane* rows[kWindow];
-      for (int k = 0; k < kWindow; ++k) {
-        // A row twice changes no maximum, so the nearest one stands for a border of minus infinity.
-        const int64_t r = row - kReach + k, inside = std::clamp<int64_t>(r, 0, image.rows - 1);
-        rows[k] = zero_border && r != inside ? scratch.border[0] : scratch.maxima[inside % kWindow];
+      scratch.maxima.advance();
+      if (row < 0 || row >= image.rows) {
+        std::fill_n(scratch.maxima[kWindow - 1], image.padded_width(), border);
+      } else {
+        find_maxima(Five<const Lane>(scratch.x[row % (kAhead + 1)], image.lanes),
+                    image.padded_width() / kVector, scratch.maxima[kWindow - 1]);
       }
-      column_maxima(rows, vectors, scratch.y[0]);
-      store_row(scratch.y[0], image, y + image.offset + row * image.row_stride);
+      const int64_t middle = row - kReach;
+      if (middle < first) continue;
+      T* const out = y + image.offset + middle * image.row_stride;
+      Lane* const maxima = is_scratch<T>(image) ? reinterpret_cast<Lane*>(out) : scratch.y[0];
+      find_maxima(Five<const Lane>(scratch.maxima), image.padded_width() / kVector, maxima);
+      if (!is_scratch<T>(image)) store_row(maxima, image, out);
     }
   }
 
@@ -216,77 +236,60 @@ struct Forward {
 
 // --- backward -------------------------------------------------------------------------------------
 
-// The rule of `better` as a condition.
+// The maxima and which of the five (or, if none is larger than minus infinity, `none`) each is: the rule of `better`.
 template <typename Lane>
-NCSN_INLINE bool takes_over(Lane later, Lane best) {
-  return (later > best) | (later != later);
-}
-
-// Maxima of the windows of a row, and where in its window (0 .. 4) each was found.
-template <typename Lane>
-NCSN_INLINE void row_maxima_at(const Lane* __restrict x, int64_t lanes, int64_t vectors,
-                               Lane* __restrict maxima, IndexOf<Lane>* __restrict at) {
+NCSN_INLINE void find_argmaxima(Five<const Lane> x, IndexOf<Lane> none, int64_t vectors,
+                                Lane* __restrict maxima, IndexOf<Lane>* __restrict at) {
   for (int64_t i = 0; i < vectors * kVector; ++i) {
-    Lane best = x[i];
-    IndexOf<Lane> where = 0;
+    const Lane later[kWindow] = {x.p0[i], x.p1[i], x.p2[i], x.p3[i], x.p4[i]};
+    Lane best = later[0];
+    IndexOf<Lane> where = none;
     for (int k = 1; k < kWindow; ++k) {
-      const Lane later = x[i + k * lanes];
-      const bool take = takes_over(later, best);
-      best = take ? later : best;
-      where = take ? k : where;
+      const bool takes_over = (later[k] > best) | (later[k] != later[k]);
+      best = takes_over ? later[k] : best;
+      where = takes_over ? k : where;
     }
     maxima[i] = best;
     at[i] = where;
   }
 }
 
+// `value` where the indices are equal, else 0: in bits, since a compiler makes branches of a choice before an addition.
 template <typename Lane>
-struct RowMaxima {
-  const Lane* maxima;
-  const IndexOf<Lane>* at;
-  IndexOf<Lane> first_index;  // of the row's first element in the window of 25
-};
+NCSN_INLINE Lane where_equal(IndexOf<Lane> a, IndexOf<Lane> b, Lane value) {
+  IndexOf<Lane> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits &= -static_cast<IndexOf<Lane>>(a == b);
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
 
-// Where in its window of 25, in row-major order, each maximum was found.
+// Hands a row of grad_y to those of the five rows around it in which the windows have their maxima. For the last of the
+// five it is the first contribution.
 template <typename Lane>
-NCSN_INLINE void window_maxima_at(const RowMaxima<Lane> (&rows)[kWindow], int64_t vectors,
-                                  IndexOf<Lane>* __restrict at) {
+NCSN_INLINE void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* __restrict at,
+                            int64_t vectors, Five<Lane> sums) {
+  Lane *__restrict sum0 = sums.p0, *__restrict sum1 = sums.p1, *__restrict sum2 = sums.p2,
+       *__restrict sum3 = sums.p3, *__restrict sum4 = sums.p4;
   for (int64_t i = 0; i < vectors * kVector; ++i) {
-    Lane best = rows[0].maxima[i];
-    IndexOf<Lane> where = rows[0].at[i] + rows[0].first_index;
-    for (int k = 1; k < kWindow; ++k) {
-      const Lane later = rows[k].maxima[i];
-      const bool take = takes_over(later, best);
-      best = take ? later : best;
-      where = take ? rows[k].at[i] + rows[k].first_index : where;
-    }
-    at[i] = where;
+    sum0[i] += where_equal<Lane>(at[i], 0, grad_y[i]);
+    sum1[i] += where_equal<Lane>(at[i], 1, grad_y[i]);
+    sum2[i] += where_equal<Lane>(at[i], 2, grad_y[i]);
+    sum3[i] += where_equal<Lane>(at[i], 3, grad_y[i]);
+    sum4[i] = where_equal<Lane>(at[i], 4, grad_y[i]);
   }
 }
 
-// Adds a row of grad_y to the five rows of grad_x that its windows cover. Each element of grad_x looks for the windows
-// whose maximum it is, from left to right: so its sum is in PyTorch's order, and its bits are PyTorch's.
+// Each element of a row gathers from the windows of the row whose maximum it is. `sums` and `at` are bordered.
 template <typename Lane>
-NCSN_INLINE void collect(const Lane* __restrict grad_y, const IndexOf<Lane>* __restrict at,
-                         int64_t lanes, int64_t vectors, Lane* const (&rows)[kWindow]) {
-  Lane *__restrict row0 = rows[0], *__restrict row1 = rows[1], *__restrict row2 = rows[2],
-       *__restrict row3 = rows[3], *__restrict row4 = rows[4];
+NCSN_INLINE void gather(const Lane* __restrict sums, const IndexOf<Lane>* __restrict at,
+                        int64_t lanes, int64_t vectors, Lane* __restrict grad_x) {
   for (int64_t i = 0; i < vectors * kVector; ++i) {
-    Lane sum0 = row0[i], sum1 = row1[i], sum2 = row2[i], sum3 = row3[i], sum4 = row4[i];
+    Lane sum = 0;
     for (int k = 0; k < kWindow; ++k) {
-      const Lane grad = grad_y[i + k * lanes];
-      const IndexOf<Lane> index = at[i + k * lanes] - (kWindow - 1 - k);
-      sum0 += index == 0 ? grad : Lane{0};
-      sum1 += index == 5 ? grad : Lane{0};
-      sum2 += index == 10 ? grad : Lane{0};
-      sum3 += index == 15 ? grad : Lane{0};
-      sum4 += index == 20 ? grad : Lane{0};
+      sum += where_equal<Lane>(at[i + k * lanes], kWindow - 1 - k, sums[i + k * lanes]);
     }
-    row0[i] = sum0;
-    row1[i] = sum1;
-    row2[i] = sum2;
-    row3[i] = sum3;
-    row4[i] = sum4;
+    grad_x[i] = sum;
   }
 }
 
@@ -302,64 +305,65 @@ struct Backward {
   Tasks tasks;
 
   struct Scratch {
-    Rows<Lane> x, maxima, border, grad_y, grad_x;
-    Rows<Index> at, border_at, window_at;
+    Rows<Lane, kAhead + 1> x;
+    Rows<Lane, kWindow> maxima, sums;
+    Rows<Index, kWindow> at;
+    Rows<Lane, 1> grad_y, grad_x, y;
+    Rows<Index,1> window_at;
 
     explicit Scratch(const Image& widest)
-        : x(1, widest.padded_width() + 2 * widest.reach()), maxima(kWindow, widest.padded_width()),
-          border(1, widest.padded_width()), grad_y(1, widest.padded_width() + 2 * widest.reach()),
-          grad_x(kWindow, widest.padded_width()), at(kWindow, widest.padded_width()),
-          border_at(1, widest.padded_width()),
-          window_at(1, widest.padded_width() + 2 * widest.reach()) {}
+        : x(widest.bordered_width()), maxima(widest.padded_width()), sums(widest.bordered_width()),
+          at(widest.bordered_width()), grad_y(widest.padded_width()),
+          grad_x(widest.padded_width()), y(widest.padded_width()), window_at(widest.padded_width()) {}
   };
 
   NCSN_INLINE void band(const Image& image, int64_t first, int64_t last, Scratch& scratch) const {
-    const int64_t vectors = image.padded_width() / kVector;
-    set_border(scratch.x[0], image,
-               zero_border ? Lane{0} : -std::numeric_limits<Lane>::infinity());
-    set_border(scratch.grad_y[0], image, Lane{0});  // so it does not matter what window_at holds there
-    for (int k = 0; k < kWindow; ++k) std::fill_n(scratch.grad_x[k], image.padded_width(), Lane{0});
-
-    const int64_t start = std::max<int64_t>(first - kReach, 0);
-    int64_t next = std::max<int64_t>(start - kReach, 0);  // row of x
-    for (int64_t row = start; row < last + kReach; ++row) {  // row of grad_y
-      if (row < image.rows) {
-        for (; next < std::min(row + kReach + 1, image.rows); ++next) find_row(image, next, scratch);
-        RowMaxima<Lane> rows[kWindow];
-        for (int k = 0; k < kWindow; ++k) {
-          const int64_t r = row - kReach + k, inside = std::clamp<int64_t>(r, 0, image.rows - 1);
-          rows[k] = zero_border && r != inside
-                        ? RowMaxima<Lane>{scratch.border[0], scratch.border_at[0], Index(kWindow * k)}
-                        : RowMaxima<Lane>{scratch.maxima[inside % kWindow],
-                                          scratch.at[inside % kWindow],
-                                          Index(kWindow * (k + inside - r))};
-        }
-        window_maxima_at(rows, vectors, scratch.window_at[0] + image.reach());
-        load_row(grad_y + image.offset + row * image.row_stride, image,
-                 scratch.grad_y[0] + image.reach());
-        Lane* sums[kWindow];
-        for (int k = 0; k < kWindow; ++k) sums[k] = sum_row(scratch, row - kReach + k);
-        collect(scratch.grad_y[0], scratch.window_at[0], image.lanes, vectors, sums);
+    const int64_t vectors = image.padded_width() / kVector, reach = image.reach();
+    const Lane border = zero_border ? Lane{0} : -std::numeric_limits<Lane>::infinity();
+    for (int k = 0; k <= kAhead; ++k) set_border(scratch.x[k], image, border);
+    for (int k = 0; k < kWindow; ++k) {
+      std::fill_n(scratch.sums[k], image.bordered_width(), Lane{0});
+    }
+    std::fill_n(scratch.grad_y[0], image.padded_width(), Lane{0});
+    int64_t loaded = std::max<int64_t>(first - 2 * kReach, 0);
+    for (int64_t row = first - 2 * kReach; row < last + 2 * kReach; ++row) {
+      for (; loaded <= std::min(row + kAhead, image.rows - 1); ++loaded) {
+        load_row(x + image.offset + loaded * image.row_stride, image,
+                 scratch.x[loaded % (kAhead + 1)] + reach);
       }
-      const int64_t done = row - kReach;
-      Lane* const sums = sum_row(scratch, done);
-      if (done >= first) store_row(sums, image, grad_x + image.offset + done * image.row_stride);
-      std::fill_n(sums, image.padded_width(), Lane{0});
+      scratch.maxima.advance();
+      scratch.at.advance();
+      if (row < 0 || row >= image.rows) {
+        std::fill_n(scratch.maxima[kWindow - 1], image.padded_width(), border);
+      } else {
+        Index* const at = scratch.at[kWindow - 1] + reach;
+        find_argmaxima<Lane>(Five<const Lane>(scratch.x[row % (kAhead + 1)], image.lanes), 0, vectors,
+                       scratch.maxima[kWindow - 1], at);
+        if (!zero_border) skip_left_border(image, at);
+      }
+
+      const int64_t middle = row - kReach;
+      scratch.sums.advance();
+      if (middle >= std::max<int64_t>(first - kReach, 0) && middle < image.rows) {
+        const T* const in = grad_y + image.offset + middle * image.row_stride;
+        if (!is_scratch<T>(image)) load_row(in, image, scratch.grad_y[0]);
+        find_argmaxima(Five<const Lane>(scratch.maxima), Index(zero_border ? 0 : std::max<int64_t>(kReach - middle, 0)), vectors, scratch.y[0], scratch.window_at[0]);
+        distribute(is_scratch<T>(image) ? reinterpret_cast<const Lane*>(in) : scratch.grad_y[0],
+                   scratch.window_at[0], vectors, Five<Lane>(scratch.sums, reach));
+      }
+
+      const int64_t top = middle - kReach;
+      if (top < first) continue;
+      T* const out = grad_x + image.offset + top * image.row_stride;
+      Lane* const to = is_scratch<T>(image) ? reinterpret_cast<Lane*>(out) : scratch.grad_x[0];
+      gather(scratch.sums[0], scratch.at[0], image.lanes, vectors, to);
+      if (!is_scratch<T>(image)) store_row(to, image, out);
     }
   }
 
-  // Rows outside the image have sums too, which nothing reads.
-  static Lane* sum_row(Scratch& scratch, int64_t row) {
-    return scratch.grad_x[(row + kWindow) % kWindow];
-  }
-
-  NCSN_INLINE void find_row(const Image& image, int64_t row, Scratch& scratch) const {
-    load_row(x + image.offset + row * image.row_stride, image, scratch.x[0] + image.reach());
-    Index* const at = scratch.at[row % kWindow];
-    row_maxima_at(scratch.x[0], image.lanes, image.padded_width() / kVector,
-                  scratch.maxima[row % kWindow], at);
-    // A border of minus infinity is no part of the window, although nothing in a row of minus infinity is larger.
-    for (int64_t p = 0; !zero_border && p < std::min<int64_t>(kReach, image.pixels); ++p) {
+  // A border of minus infinity is no part of a window, though in a row of minus infinity nothing is larger.
+  NCSN_INLINE static void skip_left_border(const Image& image, Index* at) {
+    for (int64_t p = 0; p < std::min<int64_t>(kReach, image.pixels); ++p) {
       for (int64_t i = p * image.lanes; i < (p + 1) * image.lanes; ++i) {
         at[i] = std::max<Index>(at[i], kReach - p);
       }
@@ -447,7 +451,7 @@ Tensor max_pool5(Tensor x, std::string padding) {
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Forward<T>{static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
-                   padding == "zero", Tasks(x)});
+                   padding == "zero", Tasks(x.size(0), x.size(1), x.size(2), x.size(3), is_channels_last(x))});
   });
   return y;
 }
@@ -466,7 +470,7 @@ Tensor max_pool5_backward(Tensor grad_y, Tensor x, std::string padding) {
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Backward<T>{static_cast<const T*>(grad_y.data_ptr()), static_cast<const T*>(x.data_ptr()),
-                    static_cast<T*>(grad_x.data_ptr()), padding == "zero", Tasks(x)});
+                    static_cast<T*>(grad_x.data_ptr()), padding == "zero", Tasks(x.size(0), x.size(1), x.size(2), x.size(3), is_channels_last(x))});
   });
   return grad_x;
 }
