@@ -1,7 +1,7 @@
 // max_pool5 and max_pool5_backward for the CPU: rows of five, then columns of five, through rows that stay in the cache.
 //
-// A kernel works on an image of rows x pixels x lanes: one channel of a contiguous sample (one lane), or a block of the
-// channels of a channels_last one. Either way a pixel's neighbour lies `lanes` elements on, so one code serves both.
+// A kernel works on an image of rows x pixels x lanes: one channel of a contiguous sample (one lane), or all channels of a
+// channels_last one. Either way a pixel's neighbour lies `lanes` elements on, so one code serves both.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -28,60 +28,71 @@ using torch::stable::Tensor;
 
 constexpr int kWindow = 5, kReach = 2;
 constexpr int64_t kVector = 16;  // rows of the scratch are padded to a multiple of it, so that loops have no remainder
-constexpr int64_t kAhead = 3;
-constexpr int64_t kTaskElements = 16384;  // some tens of microseconds of work, far above what a thread costs to wake
-
-// --- how the images lie in a tensor ---------------------------------------------------------------
+// One-lane rows are copied to the scratch some rows before they are read there at other offsets: a load that crosses two
+// stores waits until they have left for the cache.
+constexpr int kAhead = 3;  // a power of two, less one
 
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-struct Image {
-  int64_t offset, rows, pixels, lanes, row_stride, pixel_stride;
+// --- how the images lie in a tensor ---------------------------------------------------------------
 
-  int64_t width() const { return pixels * lanes; }
-  int64_t padded_width() const { return divide_up(width(), kVector) * kVector; }
-  int64_t reach() const { return kReach * lanes; }
-  int64_t bordered_width() const { return padded_width() + 2 * reach(); }
+// Pixels of a row, first .. last - 1.
+struct Span {
+  int64_t first, last;
+
+  Span grown(int64_t pixels) const {
+    return {std::max<int64_t>(first - kReach, 0), std::min(last + kReach, pixels)};
+  }
 };
 
-// The tasks of a tensor: bands of rows of images, cut without regard to the number of threads.
+// The part of an image that a task computes.
+struct Block {
+  int64_t offset;  // of the image's first element
+  int64_t rows, pixels, lanes;  // of the image
+  int64_t first_row, last_row;
+  Span span;
+
+  int64_t at(int64_t row, int64_t pixel) const { return offset + (row * pixels + pixel) * lanes; }
+  int64_t ahead() const { return lanes < kVector ? kAhead : 0; }
+};
+
+// The tasks of a tensor, cut without regard to the number of threads.
 struct Tasks {
-  // A band computes again what lies in its neighbours' nearest rows: few rows only where there are few images.
-  static constexpr int64_t kFewImages = 8, kFewRows = 16, kManyRows = 64;
-  // A block of channels is as long a run of memory as the caches can hold rows of.
-  static constexpr int64_t kRowElements = 8192, kFewChannels = 64;
+  // Blocks compute again what lies near their neighbours: few rows only where there are few blocks.
+  static constexpr int64_t kFewBlocks = 8, kFewRows = 16, kManyRows = 64, kFewPixels = 8;
+  static constexpr int64_t kTaskElements = 16384;  // some tens of microseconds, far above what a thread costs to wake
 
   int64_t samples, channels, rows, pixels;
   bool channels_last;
-  int64_t images, bands;  // of a sample, of an image
+  int64_t images, lanes, blocks, bands;  // images of a sample; blocks of a row's pixels; bands of rows
 
-  Tasks(int64_t samples, int64_t channels, int64_t rows, int64_t pixels, bool channels_last)
+  // `row_elements`: of a block, so that the rows in work fit into a cache.
+  Tasks(int64_t samples, int64_t channels, int64_t rows, int64_t pixels, bool channels_last,
+        int64_t row_elements)
       : samples(samples), channels(channels), rows(rows), pixels(pixels),
-        channels_last(channels_last) {
-    const int64_t block = std::max(kRowElements / pixels, kFewChannels);
-    images = channels_last ? divide_up(channels, block) : channels;
-    bands = std::max({rows / kManyRows, std::min(kFewImages / (samples * images), rows / kFewRows),
-                      int64_t{1}});
+        channels_last(channels_last), images(channels_last ? 1 : channels),
+        lanes(channels_last ? channels : 1) {
+    blocks = std::max<int64_t>(
+        std::min(divide_up(pixels * lanes, row_elements), pixels / kFewPixels), 1);
+    const int64_t more = std::min(kFewBlocks / (samples * images * blocks), rows / kFewRows);
+    bands = std::max({rows / kManyRows, more, int64_t{1}});
   }
 
-  int64_t count() const { return samples * images * bands; }
+  int64_t count() const { return samples * images * blocks * bands; }
   int64_t grain() const {
-    return std::max<int64_t>(1, kTaskElements * images * bands / (channels * rows * pixels));
+    return std::max<int64_t>(1, kTaskElements * count() / (samples * channels * rows * pixels));
   }
-  int64_t first_row(int64_t task) const { return task % bands * rows / bands; }
-  int64_t last_row(int64_t task) const { return (task % bands + 1) * rows / bands; }
+  int64_t block_pixels() const { return divide_up(pixels, blocks); }
 
-  Image image(int64_t task) const {
-    const int64_t sample = task / bands / images, i = task / bands % images;
-    const int64_t offset = sample * channels * rows * pixels;
-    if (!channels_last) return {offset + i * rows * pixels, rows, pixels, 1, pixels, 1};
-    const int64_t first = i * channels / images, last = (i + 1) * channels / images;
-    return {offset + first, rows, pixels, last - first, pixels * channels, channels};
-  }
-
-  // The widest, for which the scratch is made.
-  Image widest() const {
-    return {0, rows, pixels, channels_last ? divide_up(channels, images) : 1, 0, 0};
+  Block block(int64_t task) const {
+    const int64_t band = task % bands, block = task / bands % blocks, image = task / bands / blocks;
+    return {image * rows * pixels * lanes,
+            rows,
+            pixels,
+            lanes,
+            band * rows / bands,
+            (band + 1) * rows / bands,
+            {block * pixels / blocks, (block + 1) * pixels / blocks}};
   }
 };
 
@@ -95,76 +106,99 @@ using LaneOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <typename Lane>
 using IndexOf = std::conditional_t<std::is_same_v<Lane, double>, int64_t, int32_t>;
 
+template <typename To, typename From>
+NCSN_INLINE To as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+int64_t padded(int64_t width) { return divide_up(width, kVector) * kVector; }
+
+template <typename Lane>
+NCSN_INLINE void fill_row(Lane* row, int64_t n, Lane value) {
+  for (int64_t i = 0; i < padded(n); ++i) row[i] = value;
+}
+
 // `count` zeroed rows, each on a cache line of its own.
 template <typename Lane, int count>
 class Rows {
  public:
-  explicit Rows(int64_t width) {
-    const int64_t pitch = divide_up(width, kVector) * kVector;
-    memory_.resize(count * pitch + kVector);
+  explicit Rows(int64_t width) : width_(padded(width)), memory_(count * width_ + kVector) {
     const auto address = reinterpret_cast<uintptr_t>(memory_.data());
     Lane* const first = memory_.data() + (64 - address % 64) % 64 / sizeof(Lane);
-    for (int i = 0; i < count; ++i) rows_[i] = first + i * pitch;
+    for (int i = 0; i < count; ++i) rows_[i] = first + i * width_;
   }
+  Rows(const Rows&) = delete;
 
   Lane* operator[](int64_t row) const { return rows_[row]; }
+  Lane* last() const { return rows_[count - 1]; }
+  int64_t width() const { return width_; }
 
-  // The window goes down one row: the first buffer becomes the last.
+  // The window goes down by a row: the first buffer becomes the last.
   void advance() { std::rotate(rows_, rows_ + 1, rows_ + count); }
 
+  NCSN_INLINE void fill(Lane value) {
+    for (Lane* row : rows_) fill_row(row, width_, value);
+  }
+
  private:
+  int64_t width_;
   std::vector<Lane> memory_;
   Lane* rows_[count];
 };
 
 template <typename T, typename Lane>
-NCSN_INLINE void load_row(const T* from, const Image& image, Lane* __restrict to) {
-  if (image.pixel_stride == image.lanes) {
-    for (int64_t i = 0; i < image.width(); ++i) to[i] = static_cast<Lane>(from[i]);
-    return;
-  }
-  for (int64_t p = 0; p < image.pixels; ++p, from += image.pixel_stride, to += image.lanes) {
-    for (int64_t i = 0; i < image.lanes; ++i) to[i] = static_cast<Lane>(from[i]);
-  }
+NCSN_INLINE void load(const T* from, int64_t n, Lane* __restrict to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Lane>(from[i]);
 }
 
 template <typename T, typename Lane>
-NCSN_INLINE void store_row(const Lane* __restrict from, const Image& image, T* to) {
-  if (image.pixel_stride == image.lanes) {
-    for (int64_t i = 0; i < image.width(); ++i) to[i] = static_cast<T>(from[i]);
-    return;
-  }
-  for (int64_t p = 0; p < image.pixels; ++p, from += image.lanes, to += image.pixel_stride) {
-    for (int64_t i = 0; i < image.lanes; ++i) to[i] = static_cast<T>(from[i]);
-  }
+NCSN_INLINE void store(const Lane* __restrict from, int64_t n, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
 }
 
-// Whether a row in memory serves as it is where a row of the scratch could.
+// Whether `width` elements in memory serve as they are where a row of the scratch could.
 template <typename T>
-NCSN_INLINE bool is_scratch(const Image& image) {
-  return std::is_same_v<T, LaneOf<T>> && image.pixel_stride == image.lanes &&
-         image.width() % kVector == 0;
+NCSN_INLINE bool is_scratch(int64_t width) {
+  return std::is_same_v<T, LaneOf<T>> && width % kVector == 0;
 }
 
-// Everything in a bordered row but the image's own elements.
-template <typename Lane>
-void set_border(Lane* row, const Image& image, Lane border) {
-  std::fill_n(row, image.reach(), border);
-  std::fill(row + image.reach() + image.width(), row + image.bordered_width(), border);
-}
+// The rows of x around the windows of a span, with a border of two pixels, which at the sides of the image is no part of x.
+template <typename T>
+class Input {
+ public:
+  using Lane = LaneOf<T>;
 
-// --- forward --------------------------------------------------------------------------------------
+  explicit Input(int64_t windows) : rows_(windows) {}
 
-// PyTorch's rule for a value that comes later in the window than the best so far: of equal ones the first stays, a NaN
-// wins over every number, and the last NaN over the others.
-template <typename Lane>
-NCSN_INLINE Lane better(Lane later, Lane best) {
-  const Lane larger = later > best ? later : best;
-  return later != later ? later : larger;
-}
+  NCSN_INLINE void start(const Block& block, Span windows, int64_t first_row, Lane border) {
+    const Span there = windows.grown(block.pixels);
+    first_ = there.first;
+    width_ = (there.last - there.first) * block.lanes;
+    place_ = (there.first - (windows.first - kReach)) * block.lanes;
+    loaded_ = std::max<int64_t>(first_row, 0);
+    if (windows_.first != windows.first || windows_.last != windows.last) rows_.fill(border);
+    windows_ = windows;
+  }
 
-// Five runs of elements, of which the same places are compared: the rows of a column of windows, or one bordered row and
-// its shifts by a pixel.
+  NCSN_INLINE const Lane* read(const T* x, const Block& block, int64_t row) {
+    for (; loaded_ <= std::min(row + block.ahead(), block.rows - 1); ++loaded_) {
+      load(x + block.at(loaded_, first_), width_, rows_[loaded_ & block.ahead()] + place_);
+    }
+    return rows_[row & block.ahead()];
+  }
+
+ private:
+
+  Rows<Lane, kAhead + 1> rows_;
+  Span windows_ = {0, 0};  // of the last block: most have the same borders
+  int64_t first_, width_, place_, loaded_;
+};
+
+// Five runs of elements that are compared place by place: the rows of a column of windows, or a bordered row and its shifts
+// by a pixel.
 template <typename Element>
 struct Five {
   Element *p0, *p1, *p2, *p3, *p4;
@@ -177,15 +211,59 @@ struct Five {
 };
 
 template <typename Lane>
-NCSN_INLINE void find_maxima(Five<const Lane> x, int64_t vectors, Lane* __restrict maxima) {
-  for (int64_t i = 0; i < vectors * kVector; ++i) {
-    maxima[i] = better(x.p4[i], better(x.p3[i], better(x.p2[i], better(x.p1[i], x.p0[i]))));
+Lane border_value(bool zero) {
+  return zero ? Lane{0} : -std::numeric_limits<Lane>::infinity();
+}
+
+// --- forward --------------------------------------------------------------------------------------
+
+// PyTorch's rule for a value that comes later in the window than the best so far: of equal ones the first stays, a NaN
+// wins over every number, and the last NaN over the others. Without NaN it is one instruction.
+template <bool nan, typename Lane>
+NCSN_INLINE Lane better(Lane later, Lane best) {
+  const Lane larger = later > best ? later : best;
+  return nan && later != later ? later : larger;
+}
+
+template <bool nan, typename Lane>
+NCSN_INLINE void find_maxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima) {
+  for (int64_t i = 0; i < padded(n); ++i) {
+    Lane best = better<nan>(x.p1[i], x.p0[i]);
+    best = better<nan>(x.p2[i], best);
+    best = better<nan>(x.p3[i], best);
+    maxima[i] = better<nan>(x.p4[i], best);
   }
+}
+
+template <typename T>
+NCSN_INLINE bool has_nan(const T* x, int64_t n) {
+  using Bits = std::conditional_t<sizeof(T) == 2, int16_t, IndexOf<LaneOf<T>>>;
+  Bits largest = 0;  // magnitude, in bits: those of a NaN are above those of infinity
+  for (int64_t i = 0; i < n; ++i) {
+    const Bits magnitude = as<Bits>(x[i]) & std::numeric_limits<Bits>::max();
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest > as<Bits>(static_cast<T>(std::numeric_limits<LaneOf<T>>::infinity()));
+}
+
+// Whether there is one where the windows of a block reach.
+template <typename T>
+NCSN_INLINE bool has_nan(const T* x, const Block& block) {
+  const Span span = block.span.grown(block.pixels);
+  const int64_t first = std::max<int64_t>(block.first_row - kReach, 0);
+  const int64_t rows = std::min(block.last_row + kReach, block.rows) - first;
+  const int64_t width = (span.last - span.first) * block.lanes;
+  x += block.at(first, span.first);
+  if (span.last - span.first == block.pixels) return has_nan(x, rows * width);
+  bool found = false;
+  for (int64_t row = 0; row < rows; ++row) found |= has_nan(x + row * block.pixels * block.lanes, width);
+  return found;
 }
 
 template <typename T>
 struct Forward {
   using Lane = LaneOf<T>;
+  static constexpr int64_t kRowElements = 1024;  // 6 KiB of x, 20 KiB of maxima: the first cache
 
   const T* x;
   T* y;
@@ -193,60 +271,60 @@ struct Forward {
   Tasks tasks;
 
   struct Scratch {
-    Rows<Lane, kAhead + 1> x;
+    Input<T> x;
     Rows<Lane, kWindow> maxima;
     Rows<Lane, 1> y;
 
-    explicit Scratch(const Image& widest)
-        : x(widest.bordered_width()), maxima(widest.padded_width()), y(widest.padded_width()) {}
+    explicit Scratch(const Tasks& tasks)
+        : x(padded(tasks.block_pixels() * tasks.lanes) + 2 * kReach * tasks.lanes),
+          maxima(tasks.block_pixels() * tasks.lanes), y(tasks.block_pixels() * tasks.lanes) {}
   };
 
-  NCSN_INLINE void band(const Image& image, int64_t first, int64_t last, Scratch& scratch) const {
-    const Lane border = zero_border ? Lane{0} : -std::numeric_limits<Lane>::infinity();
-    for (int k = 0; k <= kAhead; ++k) set_border(scratch.x[k], image, border);
-    int64_t loaded = std::max<int64_t>(first - kReach, 0);
-    for (int64_t row = first - kReach; row < last + kReach; ++row) {
-      for (; loaded <= std::min(row + kAhead, image.rows - 1); ++loaded) {
-        load_row(x + image.offset + loaded * image.row_stride, image,
-                 scratch.x[loaded % (kAhead + 1)] + image.reach());
-      }
+  template <bool nan>
+  NCSN_INLINE void run(const Block& block, Scratch& scratch) const {
+    const Lane border = border_value<Lane>(zero_border);
+    const int64_t n = (block.span.last - block.span.first) * block.lanes;
+    const int64_t start = block.first_row - kReach;
+    scratch.x.start(block, block.span, start, border);
+    for (int64_t row = start; row < block.last_row + kReach; ++row) {
       scratch.maxima.advance();
-      if (row < 0 || row >= image.rows) {
-        std::fill_n(scratch.maxima[kWindow - 1], image.padded_width(), border);
+      if (row < 0 || row >= block.rows) {
+        fill_row(scratch.maxima.last(), n, border);
       } else {
-        find_maxima(Five<const Lane>(scratch.x[row % (kAhead + 1)], image.lanes),
-                    image.padded_width() / kVector, scratch.maxima[kWindow - 1]);
+        find_maxima<nan>(Five<const Lane>(scratch.x.read(x, block, row), block.lanes), n,
+                         scratch.maxima.last());
       }
       const int64_t middle = row - kReach;
-      if (middle < first) continue;
-      T* const out = y + image.offset + middle * image.row_stride;
-      Lane* const maxima = is_scratch<T>(image) ? reinterpret_cast<Lane*>(out) : scratch.y[0];
-      find_maxima(Five<const Lane>(scratch.maxima), image.padded_width() / kVector, maxima);
-      if (!is_scratch<T>(image)) store_row(maxima, image, out);
+      if (middle < block.first_row) continue;
+      T* const out = y + block.at(middle, block.span.first);
+      Lane* const maxima = is_scratch<T>(n) ? reinterpret_cast<Lane*>(out) : scratch.y[0];
+      find_maxima<nan>(Five<const Lane>(scratch.maxima), n, maxima);
+      if (!is_scratch<T>(n)) store(maxima, n, out);
     }
   }
 
   NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
-    Scratch scratch(tasks.widest());
+    Scratch scratch(tasks);
     for (int64_t task = begin; task < end; ++task) {
-      band(tasks.image(task), tasks.first_row(task), tasks.last_row(task), scratch);
+      const Block block = tasks.block(task);
+      has_nan(x, block) ? run<true>(block, scratch) : run<false>(block, scratch);
     }
   }
 };
 
 // --- backward -------------------------------------------------------------------------------------
 
-// The maxima and which of the five (or, if none is larger than minus infinity, `none`) each is: the rule of `better`.
+// The maxima, by the rule of `better`, and which of the five each is.
 template <typename Lane>
-NCSN_INLINE void find_argmaxima(Five<const Lane> x, IndexOf<Lane> none, int64_t vectors,
-                                Lane* __restrict maxima, IndexOf<Lane>* __restrict at) {
-  for (int64_t i = 0; i < vectors * kVector; ++i) {
-    const Lane later[kWindow] = {x.p0[i], x.p1[i], x.p2[i], x.p3[i], x.p4[i]};
-    Lane best = later[0];
-    IndexOf<Lane> where = none;
+NCSN_INLINE void find_argmaxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima,
+                                IndexOf<Lane>* __restrict at) {
+  for (int64_t i = 0; i < padded(n); ++i) {
+    const Lane values[kWindow] = {x.p0[i], x.p1[i], x.p2[i], x.p3[i], x.p4[i]};
+    Lane best = values[0];
+    IndexOf<Lane> where = 0;
     for (int k = 1; k < kWindow; ++k) {
-      const bool takes_over = (later[k] > best) | (later[k] != later[k]);
-      best = takes_over ? later[k] : best;
+      const bool takes_over = (values[k] > best) | (values[k] != values[k]);
+      best = takes_over ? values[k] : best;
       where = takes_over ? k : where;
     }
     maxima[i] = best;
@@ -254,24 +332,26 @@ NCSN_INLINE void find_argmaxima(Five<const Lane> x, IndexOf<Lane> none, int64_t 
   }
 }
 
-// `value` where the indices are equal, else 0: in bits, since a compiler makes branches of a choice before an addition.
+// Minus infinity outside the image is no part of a window, though nothing in a window of minus infinity is larger.
+template <typename Index>
+NCSN_INLINE void at_least(Index first, int64_t n, Index* at) {
+  for (int64_t i = 0; i < n; ++i) at[i] = at[i] < first ? first : at[i];
+}
+
+// `value` where the indices are equal, else 0: in bits, since compilers make branches of a choice before an addition.
 template <typename Lane>
 NCSN_INLINE Lane where_equal(IndexOf<Lane> a, IndexOf<Lane> b, Lane value) {
-  IndexOf<Lane> bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  bits &= -static_cast<IndexOf<Lane>>(a == b);
-  std::memcpy(&value, &bits, sizeof bits);
-  return value;
+  return as<Lane>(as<IndexOf<Lane>>(value) & -static_cast<IndexOf<Lane>>(a == b));
 }
 
 // Hands a row of grad_y to those of the five rows around it in which the windows have their maxima. For the last of the
 // five it is the first contribution.
 template <typename Lane>
 NCSN_INLINE void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* __restrict at,
-                            int64_t vectors, Five<Lane> sums) {
+                            int64_t n, Five<Lane> sums) {
   Lane *__restrict sum0 = sums.p0, *__restrict sum1 = sums.p1, *__restrict sum2 = sums.p2,
        *__restrict sum3 = sums.p3, *__restrict sum4 = sums.p4;
-  for (int64_t i = 0; i < vectors * kVector; ++i) {
+  for (int64_t i = 0; i < padded(n); ++i) {
     sum0[i] += where_equal<Lane>(at[i], 0, grad_y[i]);
     sum1[i] += where_equal<Lane>(at[i], 1, grad_y[i]);
     sum2[i] += where_equal<Lane>(at[i], 2, grad_y[i]);
@@ -282,21 +362,25 @@ NCSN_INLINE void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* 
 
 // Each element of a row gathers from the windows of the row whose maximum it is. `sums` and `at` are bordered.
 template <typename Lane>
-NCSN_INLINE void gather(const Lane* __restrict sums, const IndexOf<Lane>* __restrict at,
-                        int64_t lanes, int64_t vectors, Lane* __restrict grad_x) {
-  for (int64_t i = 0; i < vectors * kVector; ++i) {
-    Lane sum = 0;
-    for (int k = 0; k < kWindow; ++k) {
-      sum += where_equal<Lane>(at[i + k * lanes], kWindow - 1 - k, sums[i + k * lanes]);
-    }
-    grad_x[i] = sum;
+NCSN_INLINE void gather(Five<const Lane> sums, Five<const IndexOf<Lane>> at, int64_t n,
+                        Lane* __restrict grad_x) {
+  for (int64_t i = 0; i < padded(n); ++i) {
+    Lane sum = where_equal<Lane>(at.p0[i], 4, sums.p0[i]);
+    sum += where_equal<Lane>(at.p1[i], 3, sums.p1[i]);
+    sum += where_equal<Lane>(at.p2[i], 2, sums.p2[i]);
+    sum += where_equal<Lane>(at.p3[i], 1, sums.p3[i]);
+    grad_x[i] = sum + where_equal<Lane>(at.p4[i], 0, sums.p4[i]);
   }
 }
 
+// The gradient takes the way of the maximum back: down or up the column to the row that had it, then along that row. So an
+// element's sum is over columns of windows first, in an order that nothing but the shape decides.
 template <typename T>
 struct Backward {
   using Lane = LaneOf<T>;
   using Index = IndexOf<Lane>;
+  static constexpr int64_t kChunk = 1024;  // of a row, between two passes over it
+  static constexpr int64_t kRowElements = 4096;  // some 400 KiB: the second cache
 
   const T* grad_y;
   const T* x;
@@ -305,76 +389,74 @@ struct Backward {
   Tasks tasks;
 
   struct Scratch {
-    Rows<Lane, kAhead + 1> x;
+    Input<T> x;
     Rows<Lane, kWindow> maxima, sums;
     Rows<Index, kWindow> at;
-    Rows<Lane, 1> grad_y, grad_x, y;
-    Rows<Index,1> window_at;
+    Rows<Index, 1> window_at;
+    Rows<Lane, 1> grad_y, window_maxima, grad_x;
 
-    explicit Scratch(const Image& widest)
-        : x(widest.bordered_width()), maxima(widest.padded_width()), sums(widest.bordered_width()),
-          at(widest.bordered_width()), grad_y(widest.padded_width()),
-          grad_x(widest.padded_width()), y(widest.padded_width()), window_at(widest.padded_width()) {}
+    explicit Scratch(const Tasks& tasks) : Scratch(tasks.lanes, tasks.block_pixels()) {}
+    Scratch(int64_t lanes, int64_t pixels)
+        : x(padded((pixels + 2 * kReach) * lanes) + 2 * kReach * lanes),
+          maxima((pixels + 2 * kReach) * lanes), sums(padded(pixels * lanes) + 2 * kReach * lanes + kVector),
+          at(padded(pixels * lanes) + 2 * kReach * lanes + kVector),
+          window_at(kChunk), grad_y((pixels + 2 * kReach) * lanes), window_maxima(kChunk),
+          grad_x(pixels * lanes) {}
   };
 
-  NCSN_INLINE void band(const Image& image, int64_t first, int64_t last, Scratch& scratch) const {
-    const int64_t vectors = image.padded_width() / kVector, reach = image.reach();
-    const Lane border = zero_border ? Lane{0} : -std::numeric_limits<Lane>::infinity();
-    for (int k = 0; k <= kAhead; ++k) set_border(scratch.x[k], image, border);
-    for (int k = 0; k < kWindow; ++k) {
-      std::fill_n(scratch.sums[k], image.bordered_width(), Lane{0});
-    }
-    std::fill_n(scratch.grad_y[0], image.padded_width(), Lane{0});
-    int64_t loaded = std::max<int64_t>(first - 2 * kReach, 0);
-    for (int64_t row = first - 2 * kReach; row < last + 2 * kReach; ++row) {
-      for (; loaded <= std::min(row + kAhead, image.rows - 1); ++loaded) {
-        load_row(x + image.offset + loaded * image.row_stride, image,
-                 scratch.x[loaded % (kAhead + 1)] + reach);
-      }
+  NCSN_INLINE void run(const Block& block, Scratch& scratch) const {
+    const Lane border = border_value<Lane>(zero_border);
+    const Span windows = block.span.grown(block.pixels);
+    const int64_t n = (windows.last - windows.first) * block.lanes;
+    // The place of the windows in a bordered row of the block.
+    const int64_t place = (windows.first - (block.span.first - kReach)) * block.lanes;
+    const int64_t start = block.first_row - 2 * kReach;
+    scratch.x.start(block, windows, start, border);
+    scratch.sums.fill(0);
+    scratch.grad_y.fill(0);
+    for (int64_t row = start; row < block.last_row + 2 * kReach; ++row) {
       scratch.maxima.advance();
       scratch.at.advance();
-      if (row < 0 || row >= image.rows) {
-        std::fill_n(scratch.maxima[kWindow - 1], image.padded_width(), border);
+      if (row < 0 || row >= block.rows) {
+        fill_row(scratch.maxima.last(), n, border);
       } else {
-        Index* const at = scratch.at[kWindow - 1] + reach;
-        find_argmaxima<Lane>(Five<const Lane>(scratch.x[row % (kAhead + 1)], image.lanes), 0, vectors,
-                       scratch.maxima[kWindow - 1], at);
-        if (!zero_border) skip_left_border(image, at);
+        find_argmaxima(Five<const Lane>(scratch.x.read(x, block, row), block.lanes), n,
+                       scratch.maxima.last(), scratch.at.last() + place);
+        for (int64_t p = windows.first; !zero_border && p < std::min<int64_t>(kReach, windows.last); ++p) {
+          at_least(Index(kReach - p), block.lanes,
+                   scratch.at.last() + place + (p - windows.first) * block.lanes);
+        }
       }
 
       const int64_t middle = row - kReach;
       scratch.sums.advance();
-      if (middle >= std::max<int64_t>(first - kReach, 0) && middle < image.rows) {
-        const T* const in = grad_y + image.offset + middle * image.row_stride;
-        if (!is_scratch<T>(image)) load_row(in, image, scratch.grad_y[0]);
-        find_argmaxima(Five<const Lane>(scratch.maxima), Index(zero_border ? 0 : std::max<int64_t>(kReach - middle, 0)), vectors, scratch.y[0], scratch.window_at[0]);
-        distribute(is_scratch<T>(image) ? reinterpret_cast<const Lane*>(in) : scratch.grad_y[0],
-                   scratch.window_at[0], vectors, Five<Lane>(scratch.sums, reach));
+      if (middle >= std::max<int64_t>(block.first_row - kReach, 0) && middle < block.rows) {
+        const T* const in = grad_y + block.at(middle, windows.first);
+        const Lane* const grad = is_scratch<T>(n) ? reinterpret_cast<const Lane*>(in) : scratch.grad_y[0];
+        if (!is_scratch<T>(n)) load(in, n, scratch.grad_y[0]);
+        for (int64_t i = 0; i < n; i += kChunk) {
+          const int64_t m = std::min(kChunk, n - i);
+          find_argmaxima(Five<const Lane>(scratch.maxima, i), m, scratch.window_maxima[0],
+                         scratch.window_at[0]);
+          if (!zero_border && middle < kReach) at_least(Index(kReach - middle), m, scratch.window_at[0]);
+          distribute(grad + i, scratch.window_at[0], m, Five<Lane>(scratch.sums, place + i));
+        }
       }
 
       const int64_t top = middle - kReach;
-      if (top < first) continue;
-      T* const out = grad_x + image.offset + top * image.row_stride;
-      Lane* const to = is_scratch<T>(image) ? reinterpret_cast<Lane*>(out) : scratch.grad_x[0];
-      gather(scratch.sums[0], scratch.at[0], image.lanes, vectors, to);
-      if (!is_scratch<T>(image)) store_row(to, image, out);
-    }
-  }
-
-  // A border of minus infinity is no part of a window, though in a row of minus infinity nothing is larger.
-  NCSN_INLINE static void skip_left_border(const Image& image, Index* at) {
-    for (int64_t p = 0; p < std::min<int64_t>(kReach, image.pixels); ++p) {
-      for (int64_t i = p * image.lanes; i < (p + 1) * image.lanes; ++i) {
-        at[i] = std::max<Index>(at[i], kReach - p);
-      }
+      if (top < block.first_row) continue;
+      const int64_t width = (block.span.last - block.span.first) * block.lanes;
+      T* const out = grad_x + block.at(top, block.span.first);
+      Lane* const to = is_scratch<T>(width) ? reinterpret_cast<Lane*>(out) : scratch.grad_x[0];
+      gather(Five<const Lane>(scratch.sums[0], block.lanes),
+             Five<const Index>(scratch.at[0], block.lanes), width, to);
+      if (!is_scratch<T>(width)) store(to, width, out);
     }
   }
 
   NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
-    Scratch scratch(tasks.widest());
-    for (int64_t task = begin; task < end; ++task) {
-      band(tasks.image(task), tasks.first_row(task), tasks.last_row(task), scratch);
-    }
+    Scratch scratch(tasks);
+    for (int64_t task = begin; task < end; ++task) run(tasks.block(task), scratch);
   }
 };
 
@@ -444,6 +526,11 @@ void check(const Tensor& x, const std::string& padding) {
                   "padding must be neg_inf or zero, got ", padding);
 }
 
+Tasks tasks(const Tensor& x, int64_t row_elements) {
+  // Images of one pixel are contiguous too, and are better taken as lanes.
+  return Tasks(x.size(0), x.size(1), x.size(2), x.size(3), is_channels_last(x), row_elements);
+}
+
 Tensor max_pool5(Tensor x, std::string padding) {
   check(x, padding);
   Tensor y = torch::stable::empty_like(x);
@@ -451,7 +538,7 @@ Tensor max_pool5(Tensor x, std::string padding) {
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Forward<T>{static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
-                   padding == "zero", Tasks(x.size(0), x.size(1), x.size(2), x.size(3), is_channels_last(x))});
+                   padding == "zero", tasks(x, Forward<T>::kRowElements)});
   });
   return y;
 }
@@ -470,7 +557,7 @@ Tensor max_pool5_backward(Tensor grad_y, Tensor x, std::string padding) {
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Backward<T>{static_cast<const T*>(grad_y.data_ptr()), static_cast<const T*>(x.data_ptr()),
-                    static_cast<T*>(grad_x.data_ptr()), padding == "zero", Tasks(x.size(0), x.size(1), x.size(2), x.size(3), is_channels_last(x))});
+                    static_cast<T*>(grad_x.data_ptr()), padding == "zero", tasks(x, Backward<T>::kRowElements)});
   });
   return grad_x;
 }
