@@ -136,8 +136,8 @@ class Rows {
   Lane* last() const { return rows_[count - 1]; }
   int64_t width() const { return width_; }
 
-  // The window goes down by a row: the first buffer becomes the last.
-  void advance() { std::rotate(rows_, rows_ + 1, rows_ + count); }
+  // The window goes down by some rows: the first buffers become the last.
+  void advance(int by = 1) { std::rotate(rows_, rows_ + by, rows_ + count); }
 
   NCSN_INLINE void fill(Lane value) {
     for (Lane* row : rows_) fill_row(row, width_, value);
@@ -203,9 +203,10 @@ template <typename Element>
 struct Five {
   Element *p0, *p1, *p2, *p3, *p4;
 
-  explicit Five(const Rows<std::remove_const_t<Element>, kWindow>& rows, int64_t offset = 0)
-      : p0(rows[0] + offset), p1(rows[1] + offset), p2(rows[2] + offset), p3(rows[3] + offset),
-        p4(rows[4] + offset) {}
+  template <int count>
+  Five(const Rows<std::remove_const_t<Element>, count>& rows, int64_t first, int64_t offset)
+      : p0(rows[first] + offset), p1(rows[first + 1] + offset), p2(rows[first + 2] + offset),
+        p3(rows[first + 3] + offset), p4(rows[first + 4] + offset) {}
   Five(Element* row, int64_t lanes)
       : p0(row), p1(row + lanes), p2(row + 2 * lanes), p3(row + 3 * lanes), p4(row + 4 * lanes) {}
 };
@@ -298,7 +299,7 @@ struct Forward {
       if (middle < block.first_row) continue;
       T* const out = y + block.at(middle, block.span.first);
       Lane* const maxima = is_scratch<T>(n) ? reinterpret_cast<Lane*>(out) : scratch.y[0];
-      find_maxima<nan>(Five<const Lane>(scratch.maxima), n, maxima);
+      find_maxima<nan>(Five<const Lane>(scratch.maxima, 0, 0), n, maxima);
       if (!is_scratch<T>(n)) store(maxima, n, out);
     }
   }
@@ -379,7 +380,8 @@ template <typename T>
 struct Backward {
   using Lane = LaneOf<T>;
   using Index = IndexOf<Lane>;
-  static constexpr int64_t kChunk = 1024;  // of a row, between two passes over it
+  static constexpr int kGroup = 4, kHeld = kGroup + kWindow - 1;
+  static constexpr int64_t kChunk = 512;  // elements of the rows of a group that stay in the first cache
   static constexpr int64_t kRowElements = 4096;  // some 400 KiB: the second cache
 
   const T* grad_y;
@@ -390,8 +392,8 @@ struct Backward {
 
   struct Scratch {
     Input<T> x;
-    Rows<Lane, kWindow> maxima, sums;
-    Rows<Index, kWindow> at;
+    Rows<Lane, kHeld> maxima, sums;
+    Rows<Index, kHeld> at;
     Rows<Index, 1> window_at;
     Rows<Lane, 1> grad_y, window_maxima, grad_x;
 
@@ -400,7 +402,7 @@ struct Backward {
         : x(padded((pixels + 2 * kReach) * lanes) + 2 * kReach * lanes),
           maxima((pixels + 2 * kReach) * lanes), sums(padded(pixels * lanes) + 2 * kReach * lanes + kVector),
           at(padded(pixels * lanes) + 2 * kReach * lanes + kVector),
-          window_at(kChunk), grad_y((pixels + 2 * kReach) * lanes), window_maxima(kChunk),
+          window_at(kChunk), grad_y(kChunk), window_maxima(kChunk),
           grad_x(pixels * lanes) {}
   };
 
@@ -410,48 +412,66 @@ struct Backward {
     const int64_t n = (windows.last - windows.first) * block.lanes;
     // The place of the windows in a bordered row of the block.
     const int64_t place = (windows.first - (block.span.first - kReach)) * block.lanes;
+    const int64_t width = (block.span.last - block.span.first) * block.lanes;
+    // Of kGroup rows at a time, first the maxima of the rows of windows, then, two rows up, those of the windows, and the
+    // sums that these complete, another two rows up.
     const int64_t start = block.first_row - 2 * kReach;
     scratch.x.start(block, windows, start, border);
     scratch.sums.fill(0);
-    scratch.grad_y.fill(0);
-    for (int64_t row = start; row < block.last_row + 2 * kReach; ++row) {
-      scratch.maxima.advance();
-      scratch.at.advance();
-      if (row < 0 || row >= block.rows) {
-        fill_row(scratch.maxima.last(), n, border);
-      } else {
-        find_argmaxima(Five<const Lane>(scratch.x.read(x, block, row), block.lanes), n,
-                       scratch.maxima.last(), scratch.at.last() + place);
-        for (int64_t p = windows.first; !zero_border && p < std::min<int64_t>(kReach, windows.last); ++p) {
-          at_least(Index(kReach - p), block.lanes,
-                   scratch.at.last() + place + (p - windows.first) * block.lanes);
+    for (int64_t group = start; group < block.last_row + 2 * kReach; group += kGroup) {
+      scratch.maxima.advance(kGroup);
+      scratch.at.advance(kGroup);
+      scratch.sums.advance(kGroup);
+      for (int k = 0; k < kGroup; ++k) {
+        find_row(block, windows, group + k, n, scratch.maxima[kHeld - kGroup + k],
+                 scratch.at[kHeld - kGroup + k] + place, scratch);
+      }
+      for (int64_t i = 0; i < n; i += kChunk) {
+        for (int k = 0; k < kGroup; ++k) {
+          const int64_t row = group - kReach + k;
+          if (row < std::max<int64_t>(block.first_row - kReach, 0) || row >= block.rows) continue;
+          hand_down(grad_y + block.at(row, windows.first) + i, row, k, i,
+                    std::min(kChunk, n - i), place, scratch);
         }
       }
-
-      const int64_t middle = row - kReach;
-      scratch.sums.advance();
-      if (middle >= std::max<int64_t>(block.first_row - kReach, 0) && middle < block.rows) {
-        const T* const in = grad_y + block.at(middle, windows.first);
-        const Lane* const grad = is_scratch<T>(n) ? reinterpret_cast<const Lane*>(in) : scratch.grad_y[0];
-        if (!is_scratch<T>(n)) load(in, n, scratch.grad_y[0]);
-        for (int64_t i = 0; i < n; i += kChunk) {
-          const int64_t m = std::min(kChunk, n - i);
-          find_argmaxima(Five<const Lane>(scratch.maxima, i), m, scratch.window_maxima[0],
-                         scratch.window_at[0]);
-          if (!zero_border && middle < kReach) at_least(Index(kReach - middle), m, scratch.window_at[0]);
-          distribute(grad + i, scratch.window_at[0], m, Five<Lane>(scratch.sums, place + i));
-        }
+      for (int k = 0; k < kGroup; ++k) {
+        const int64_t row = group - 2 * kReach + k;
+        if (row < block.first_row || row >= block.last_row) continue;
+        T* const out = grad_x + block.at(row, block.span.first);
+        Lane* const to = is_scratch<T>(width) ? reinterpret_cast<Lane*>(out) : scratch.grad_x[0];
+        gather(Five<const Lane>(scratch.sums[k], block.lanes),
+               Five<const Index>(scratch.at[k], block.lanes), width, to);
+        if (!is_scratch<T>(width)) store(to, width, out);
       }
-
-      const int64_t top = middle - kReach;
-      if (top < block.first_row) continue;
-      const int64_t width = (block.span.last - block.span.first) * block.lanes;
-      T* const out = grad_x + block.at(top, block.span.first);
-      Lane* const to = is_scratch<T>(width) ? reinterpret_cast<Lane*>(out) : scratch.grad_x[0];
-      gather(Five<const Lane>(scratch.sums[0], block.lanes),
-             Five<const Index>(scratch.at[0], block.lanes), width, to);
-      if (!is_scratch<T>(width)) store(to, width, out);
     }
+  }
+
+  NCSN_INLINE void find_row(const Block& block, Span windows, int64_t row, int64_t n, Lane* maxima,
+                            Index* at, Scratch& scratch) const {
+    if (row < 0 || row >= block.rows) {
+      return fill_row(maxima, n, border_value<Lane>(zero_border));
+    }
+    find_argmaxima(Five<const Lane>(scratch.x.read(x, block, row), block.lanes), n, maxima, at);
+    if (zero_border) return;
+    for (int64_t p = windows.first; p < std::min<int64_t>(kReach, windows.last); ++p) {
+      at_least(Index(kReach - p), block.lanes, at + (p - windows.first) * block.lanes);
+    }
+  }
+
+  // Elements i .. i + n - 1 of row k of the group.
+  NCSN_INLINE void hand_down(const T* from, int64_t row, int k, int64_t i,
+                             int64_t n, int64_t place, Scratch& scratch) const {
+    find_argmaxima(Five<const Lane>(scratch.maxima, k, i), n, scratch.window_maxima[0],
+                   scratch.window_at[0]);
+    if (!zero_border && row < kReach) at_least(Index(kReach - row), n, scratch.window_at[0]);
+    const Lane* grad = reinterpret_cast<const Lane*>(from);
+    if (!is_scratch<T>(n)) {
+      Lane* const buffer = scratch.grad_y[0];
+      fill_row(buffer + padded(n) - kVector, kVector, Lane{0});  // past the row there are no windows
+      load(from, n, buffer);
+      grad = buffer;
+    }
+    distribute(grad, scratch.window_at[0], n, Five<Lane>(scratch.sums, k, place + i));
   }
 
   NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
