@@ -1,0 +1,591 @@
+// max_pool5 and max_pool5_backward for the CPU: rows of five, then columns of five, through rows that stay in the cache.
+//
+// A kernel works on an image of rows x pixels x lanes: one channel of a contiguous sample (one lane), or all channels of a
+// channels_last one. Either way a pixel's neighbour lies `lanes` elements on, so one code serves both.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "common/batch.h"
+#include "cpu/simd.h"
+
+#define NCSN_INLINE inline __attribute__((always_inline))
+
+namespace ncsn {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int kWindow = 5, kReach = 2;
+constexpr int64_t kVector = 16;  // rows of the scratch are padded to a multiple of it, so that loops have no remainder
+// One-lane rows are copied to the scratch some rows before they are read there at other offsets: a load that crosses two
+// stores waits until they have left for the cache.
+constexpr int kAhead = 3;  // a power of two, less one
+
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// --- how the images lie in a tensor ---------------------------------------------------------------
+
+// Pixels of a row, first .. last - 1.
+struct Span {
+  int64_t first, last;
+
+  Span grown(int64_t pixels) const {
+    return {std::max<int64_t>(first - kReach, 0), std::min(last + kReach, pixels)};
+  }
+};
+
+// The part of an image that a task computes.
+struct Block {
+  int64_t offset;  // of the image's first element
+  int64_t rows, pixels, lanes;  // of the image
+  int64_t first_row, last_row;
+  Span span;
+
+  int64_t at(int64_t row, int64_t pixel) const { return offset + (row * pixels + pixel) * lanes; }
+  int64_t ahead() const { return lanes < kVector ? kAhead : 0; }
+};
+
+// The tasks of a tensor, cut without regard to the number of threads.
+struct Tasks {
+  // Blocks compute again what lies near their neighbours: few rows only where there are few blocks.
+  static constexpr int64_t kFewBlocks = 8, kFewRows = 16, kManyRows = 64, kFewPixels = 8;
+  static constexpr int64_t kTaskElements = 16384;  // some tens of microseconds, far above what a thread costs to wake
+
+  int64_t samples, channels, rows, pixels;
+  bool channels_last;
+  int64_t images, lanes, blocks, bands;  // images of a sample; blocks of a row's pixels; bands of rows
+
+  // `row_elements`: of a block, so that the rows in work fit into a cache.
+  Tasks(int64_t samples, int64_t channels, int64_t rows, int64_t pixels, bool channels_last,
+        int64_t row_elements)
+      : samples(samples), channels(channels), rows(rows), pixels(pixels),
+        channels_last(channels_last), images(channels_last ? 1 : channels),
+        lanes(channels_last ? channels : 1) {
+    blocks = std::max<int64_t>(
+        std::min(divide_up(pixels * lanes, row_elements), pixels / kFewPixels), 1);
+    const int64_t more = std::min(kFewBlocks / (samples * images * blocks), rows / kFewRows);
+    bands = std::max({rows / kManyRows, more, int64_t{1}});
+  }
+
+  int64_t count() const { return samples * images * blocks * bands; }
+  int64_t grain() const {
+    return std::max<int64_t>(1, kTaskElements * count() / (samples * channels * rows * pixels));
+  }
+  int64_t block_pixels() const { return divide_up(pixels, blocks); }
+
+  Block block(int64_t task) const {
+    const int64_t band = task % bands, block = task / bands % blocks, image = task / bands / blocks;
+    return {image * rows * pixels * lanes,
+            rows,
+            pixels,
+            lanes,
+            band * rows / bands,
+            (band + 1) * rows / bands,
+            {block * pixels / blocks, (block + 1) * pixels / blocks}};
+  }
+};
+
+// --- rows of the scratch --------------------------------------------------------------------------
+
+// What is compared and added: half precision as float32, which is exact.
+template <typename T>
+using LaneOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// As wide as a lane, so that a comparison of indices is a mask of lanes.
+template <typename Lane>
+using IndexOf = std::conditional_t<std::is_same_v<Lane, double>, int64_t, int32_t>;
+
+template <typename To, typename From>
+NCSN_INLINE To as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+int64_t padded(int64_t width) { return divide_up(width, kVector) * kVector; }
+
+template <typename Lane>
+NCSN_INLINE void fill_row(Lane* row, int64_t n, Lane value) {
+  for (int64_t i = 0; i < padded(n); ++i) row[i] = value;
+}
+
+// `count` zeroed rows, each on a cache line of its own.
+template <typename Lane, int count>
+class Rows {
+ public:
+  explicit Rows(int64_t width) : width_(padded(width)), memory_(count * width_ + kVector) {
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    Lane* const first = memory_.data() + (64 - address % 64) % 64 / sizeof(Lane);
+    for (int i = 0; i < count; ++i) rows_[i] = first + i * width_;
+  }
+  Rows(const Rows&) = delete;
+
+  Lane* operator[](int64_t row) const { return rows_[row]; }
+  Lane* last() const { return rows_[count - 1]; }
+  int64_t width() const { return width_; }
+
+  // The window goes down by some rows: the first buffers become the last.
+  void advance(int by = 1) { std::rotate(rows_, rows_ + by, rows_ + count); }
+
+  NCSN_INLINE void fill(Lane value) {
+    for (Lane* row : rows_) fill_row(row, width_, value);
+  }
+
+ private:
+  int64_t width_;
+  std::vector<Lane> memory_;
+  Lane* rows_[count];
+};
+
+template <typename T, typename Lane>
+NCSN_INLINE void load(const T* from, int64_t n, Lane* __restrict to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Lane>(from[i]);
+}
+
+template <typename T, typename Lane>
+NCSN_INLINE void store(const Lane* __restrict from, int64_t n, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+}
+
+// Whether `width` elements in memory serve as they are where a row of the scratch could.
+template <typename T>
+NCSN_INLINE bool is_scratch(int64_t width) {
+  return std::is_same_v<T, LaneOf<T>> && width % kVector == 0;
+}
+
+// The rows of x around the windows of a span, with a border of two pixels, which at the sides of the image is no part of x.
+template <typename T>
+class Input {
+ public:
+  using Lane = LaneOf<T>;
+
+  explicit Input(int64_t windows) : rows_(windows) {}
+
+  NCSN_INLINE void start(const Block& block, Span windows, int64_t first_row, Lane border) {
+    const Span there = windows.grown(block.pixels);
+    first_ = there.first;
+    width_ = (there.last - there.first) * block.lanes;
+    place_ = (there.first - (windows.first - kReach)) * block.lanes;
+    loaded_ = std::max<int64_t>(first_row, 0);
+    if (windows_.first != windows.first || windows_.last != windows.last) rows_.fill(border);
+    windows_ = windows;
+  }
+
+  NCSN_INLINE const Lane* read(const T* x, const Block& block, int64_t row) {
+    for (; loaded_ <= std::min(row + block.ahead(), block.rows - 1); ++loaded_) {
+      load(x + block.at(loaded_, first_), width_, rows_[loaded_ & block.ahead()] + place_);
+    }
+    return rows_[row & block.ahead()];
+  }
+
+ private:
+
+  Rows<Lane, kAhead + 1> rows_;
+  Span windows_ = {0, 0};  // of the last block: most have the same borders
+  int64_t first_, width_, place_, loaded_;
+};
+
+// Five runs of elements that are compared place by place: the rows of a column of windows, or a bordered row and its shifts
+// by a pixel.
+template <typename Element>
+struct Five {
+  Element *p0, *p1, *p2, *p3, *p4;
+
+  template <int count>
+  Five(const Rows<std::remove_const_t<Element>, count>& rows, int64_t first, int64_t offset)
+      : p0(rows[first] + offset), p1(rows[first + 1] + offset), p2(rows[first + 2] + offset),
+        p3(rows[first + 3] + offset), p4(rows[first + 4] + offset) {}
+  Five(Element* row, int64_t lanes)
+      : p0(row), p1(row + lanes), p2(row + 2 * lanes), p3(row + 3 * lanes), p4(row + 4 * lanes) {}
+};
+
+template <typename Lane>
+Lane border_value(bool zero) {
+  return zero ? Lane{0} : -std::numeric_limits<Lane>::infinity();
+}
+
+// --- forward --------------------------------------------------------------------------------------
+
+// PyTorch's rule for a value that comes later in the window than the best so far: of equal ones the first stays, a NaN
+// wins over every number, and the last NaN over the others. Without NaN it is one instruction.
+template <bool nan, typename Lane>
+NCSN_INLINE Lane better(Lane later, Lane best) {
+  const Lane larger = later > best ? later : best;
+  return nan && later != later ? later : larger;
+}
+
+template <bool nan, typename Lane>
+NCSN_INLINE void find_maxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima) {
+  for (int64_t i = 0; i < padded(n); ++i) {
+    Lane best = better<nan>(x.p1[i], x.p0[i]);
+    best = better<nan>(x.p2[i], best);
+    best = better<nan>(x.p3[i], best);
+    maxima[i] = better<nan>(x.p4[i], best);
+  }
+}
+
+template <typename T>
+NCSN_INLINE bool has_nan(const T* x, int64_t n) {
+  using Bits = std::conditional_t<sizeof(T) == 2, int16_t, IndexOf<LaneOf<T>>>;
+  Bits largest = 0;  // magnitude, in bits: those of a NaN are above those of infinity
+  for (int64_t i = 0; i < n; ++i) {
+    const Bits magnitude = as<Bits>(x[i]) & std::numeric_limits<Bits>::max();
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest > as<Bits>(static_cast<T>(std::numeric_limits<LaneOf<T>>::infinity()));
+}
+
+// Whether there is one where the windows of a block reach.
+template <typename T>
+NCSN_INLINE bool has_nan(const T* x, const Block& block) {
+  const Span span = block.span.grown(block.pixels);
+  const int64_t first = std::max<int64_t>(block.first_row - kReach, 0);
+  const int64_t rows = std::min(block.last_row + kReach, block.rows) - first;
+  const int64_t width = (span.last - span.first) * block.lanes;
+  x += block.at(first, span.first);
+  if (span.last - span.first == block.pixels) return has_nan(x, rows * width);
+  bool found = false;
+  for (int64_t row = 0; row < rows; ++row) found |= has_nan(x + row * block.pixels * block.lanes, width);
+  return found;
+}
+
+template <typename T>
+struct Forward {
+  using Lane = LaneOf<T>;
+  static constexpr int64_t kRowElements = 1024;  // 6 KiB of x, 20 KiB of maxima: the first cache
+
+  const T* x;
+  T* y;
+  bool zero_border;
+  Tasks tasks;
+
+  struct Scratch {
+    Input<T> x;
+    Rows<Lane, kWindow> maxima;
+    Rows<Lane, 1> y;
+
+    explicit Scratch(const Tasks& tasks)
+        : x(padded(tasks.block_pixels() * tasks.lanes) + 2 * kReach * tasks.lanes),
+          maxima(tasks.block_pixels() * tasks.lanes), y(tasks.block_pixels() * tasks.lanes) {}
+  };
+
+  template <bool nan>
+  NCSN_INLINE void run(const Block& block, Scratch& scratch) const {
+    const Lane border = border_value<Lane>(zero_border);
+    const int64_t n = (block.span.last - block.span.first) * block.lanes;
+    const int64_t start = block.first_row - kReach;
+    scratch.x.start(block, block.span, start, border);
+    for (int64_t row = start; row < block.last_row + kReach; ++row) {
+      scratch.maxima.advance();
+      if (row < 0 || row >= block.rows) {
+        fill_row(scratch.maxima.last(), n, border);
+      } else {
+        find_maxima<nan>(Five<const Lane>(scratch.x.read(x, block, row), block.lanes), n,
+                         scratch.maxima.last());
+      }
+      const int64_t middle = row - kReach;
+      if (middle < block.first_row) continue;
+      T* const out = y + block.at(middle, block.span.first);
+      Lane* const maxima = is_scratch<T>(n) ? reinterpret_cast<Lane*>(out) : scratch.y[0];
+      find_maxima<nan>(Five<const Lane>(scratch.maxima, 0, 0), n, maxima);
+      if (!is_scratch<T>(n)) store(maxima, n, out);
+    }
+  }
+
+  NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
+    Scratch scratch(tasks);
+    for (int64_t task = begin; task < end; ++task) {
+      const Block block = tasks.block(task);
+      has_nan(x, block) ? run<true>(block, scratch) : run<false>(block, scratch);
+    }
+  }
+};
+
+// --- backward -------------------------------------------------------------------------------------
+
+// The maxima, by the rule of `better`, and which of the five each is.
+template <typename Lane>
+NCSN_INLINE void find_argmaxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima,
+                                IndexOf<Lane>* __restrict at) {
+  for (int64_t i = 0; i < padded(n); ++i) {
+    const Lane values[kWindow] = {x.p0[i], x.p1[i], x.p2[i], x.p3[i], x.p4[i]};
+    Lane best = values[0];
+    IndexOf<Lane> where = 0;
+    for (int k = 1; k < kWindow; ++k) {
+      const bool takes_over = (values[k] > best) | (values[k] != values[k]);
+      best = takes_over ? values[k] : best;
+      where = takes_over ? k : where;
+    }
+    maxima[i] = best;
+    at[i] = where;
+  }
+}
+
+// Minus infinity outside the image is no part of a window, though nothing in a window of minus infinity is larger.
+template <typename Index>
+NCSN_INLINE void at_least(Index first, int64_t n, Index* at) {
+  for (int64_t i = 0; i < n; ++i) at[i] = at[i] < first ? first : at[i];
+}
+
+// `value` where the indices are equal, else 0: in bits, since compilers make branches of a choice before an addition.
+template <typename Lane>
+NCSN_INLINE Lane where_equal(IndexOf<Lane> a, IndexOf<Lane> b, Lane value) {
+  return as<Lane>(as<IndexOf<Lane>>(value) & -static_cast<IndexOf<Lane>>(a == b));
+}
+
+// Hands a row of grad_y to those of the five rows around it in which the windows have their maxima. For the last of the
+// five it is the first contribution.
+template <typename Lane>
+NCSN_INLINE void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* __restrict at,
+                            int64_t n, Five<Lane> sums) {
+  Lane *__restrict sum0 = sums.p0, *__restrict sum1 = sums.p1, *__restrict sum2 = sums.p2,
+       *__restrict sum3 = sums.p3, *__restrict sum4 = sums.p4;
+  for (int64_t i = 0; i < padded(n); ++i) {
+    sum0[i] += where_equal<Lane>(at[i], 0, grad_y[i]);
+    sum1[i] += where_equal<Lane>(at[i], 1, grad_y[i]);
+    sum2[i] += where_equal<Lane>(at[i], 2, grad_y[i]);
+    sum3[i] += where_equal<Lane>(at[i], 3, grad_y[i]);
+    sum4[i] = where_equal<Lane>(at[i], 4, grad_y[i]);
+  }
+}
+
+// Each element of a row gathers from the windows of the row whose maximum it is. `sums` and `at` are bordered.
+template <typename Lane>
+NCSN_INLINE void gather(Five<const Lane> sums, Five<const IndexOf<Lane>> at, int64_t n,
+                        Lane* __restrict grad_x) {
+  for (int64_t i = 0; i < padded(n); ++i) {
+    Lane sum = where_equal<Lane>(at.p0[i], 4, sums.p0[i]);
+    sum += where_equal<Lane>(at.p1[i], 3, sums.p1[i]);
+    sum += where_equal<Lane>(at.p2[i], 2, sums.p2[i]);
+    sum += where_equal<Lane>(at.p3[i], 1, sums.p3[i]);
+    grad_x[i] = sum + where_equal<Lane>(at.p4[i], 0, sums.p4[i]);
+  }
+}
+
+// The gradient takes the way of the maximum back: down or up the column to the row that had it, then along that row. So an
+// element's sum is over columns of windows first, in an order that nothing but the shape decides.
+template <typename T>
+struct Backward {
+  using Lane = LaneOf<T>;
+  using Index = IndexOf<Lane>;
+  static constexpr int kGroup = 4, kHeld = kGroup + kWindow - 1;
+  static constexpr int64_t kChunk = 512;  // elements of the rows of a group that stay in the first cache
+  static constexpr int64_t kRowElements = 4096;  // some 400 KiB: the second cache
+
+  const T* grad_y;
+  const T* x;
+  T* grad_x;
+  bool zero_border;
+  Tasks tasks;
+
+  struct Scratch {
+    Input<T> x;
+    Rows<Lane, kHeld> maxima, sums;
+    Rows<Index, kHeld> at;
+    Rows<Index, 1> window_at;
+    Rows<Lane, 1> grad_y, window_maxima, grad_x;
+
+    explicit Scratch(const Tasks& tasks) : Scratch(tasks.lanes, tasks.block_pixels()) {}
+    Scratch(int64_t lanes, int64_t pixels)
+        : x(padded((pixels + 2 * kReach) * lanes) + 2 * kReach * lanes),
+          maxima((pixels + 2 * kReach) * lanes), sums(padded(pixels * lanes) + 2 * kReach * lanes + kVector),
+          at(padded(pixels * lanes) + 2 * kReach * lanes + kVector),
+          window_at(kChunk), grad_y(kChunk), window_maxima(kChunk),
+          grad_x(pixels * lanes) {}
+  };
+
+  NCSN_INLINE void run(const Block& block, Scratch& scratch) const {
+    const Lane border = border_value<Lane>(zero_border);
+    const Span windows = block.span.grown(block.pixels);
+    const int64_t n = (windows.last - windows.first) * block.lanes;
+    // The place of the windows in a bordered row of the block.
+    const int64_t place = (windows.first - (block.span.first - kReach)) * block.lanes;
+    const int64_t width = (block.span.last - block.span.first) * block.lanes;
+    // Of kGroup rows at a time, first the maxima of the rows of windows, then, two rows up, those of the windows, and the
+    // sums that these complete, another two rows up.
+    const int64_t start = block.first_row - 2 * kReach;
+    scratch.x.start(block, windows, start, border);
+    scratch.sums.fill(0);
+    for (int64_t group = start; group < block.last_row + 2 * kReach; group += kGroup) {
+      scratch.maxima.advance(kGroup);
+      scratch.at.advance(kGroup);
+      scratch.sums.advance(kGroup);
+      for (int k = 0; k < kGroup; ++k) {
+        find_row(block, windows, group + k, n, scratch.maxima[kHeld - kGroup + k],
+                 scratch.at[kHeld - kGroup + k] + place, scratch);
+      }
+      for (int64_t i = 0; i < n; i += kChunk) {
+        for (int k = 0; k < kGroup; ++k) {
+          const int64_t row = group - kReach + k;
+          if (row < std::max<int64_t>(block.first_row - kReach, 0) || row >= block.rows) continue;
+          hand_down(grad_y + block.at(row, windows.first) + i, row, k, i,
+                    std::min(kChunk, n - i), place, scratch);
+        }
+      }
+      for (int k = 0; k < kGroup; ++k) {
+        const int64_t row = group - 2 * kReach + k;
+        if (row < block.first_row || row >= block.last_row) continue;
+        T* const out = grad_x + block.at(row, block.span.first);
+        Lane* const to = is_scratch<T>(width) ? reinterpret_cast<Lane*>(out) : scratch.grad_x[0];
+        gather(Five<const Lane>(scratch.sums[k], block.lanes),
+               Five<const Index>(scratch.at[k], block.lanes), width, to);
+        if (!is_scratch<T>(width)) store(to, width, out);
+      }
+    }
+  }
+
+  NCSN_INLINE void find_row(const Block& block, Span windows, int64_t row, int64_t n, Lane* maxima,
+                            Index* at, Scratch& scratch) const {
+    if (row < 0 || row >= block.rows) {
+      return fill_row(maxima, n, border_value<Lane>(zero_border));
+    }
+    find_argmaxima(Five<const Lane>(scratch.x.read(x, block, row), block.lanes), n, maxima, at);
+    if (zero_border) return;
+    for (int64_t p = windows.first; p < std::min<int64_t>(kReach, windows.last); ++p) {
+      at_least(Index(kReach - p), block.lanes, at + (p - windows.first) * block.lanes);
+    }
+  }
+
+  // Elements i .. i + n - 1 of row k of the group.
+  NCSN_INLINE void hand_down(const T* from, int64_t row, int k, int64_t i,
+                             int64_t n, int64_t place, Scratch& scratch) const {
+    find_argmaxima(Five<const Lane>(scratch.maxima, k, i), n, scratch.window_maxima[0],
+                   scratch.window_at[0]);
+    if (!zero_border && row < kReach) at_least(Index(kReach - row), n, scratch.window_at[0]);
+    const Lane* grad = reinterpret_cast<const Lane*>(from);
+    if (!is_scratch<T>(n)) {
+      Lane* const buffer = scratch.grad_y[0];
+      fill_row(buffer + padded(n) - kVector, kVector, Lane{0});  // past the row there are no windows
+      load(from, n, buffer);
+      grad = buffer;
+    }
+    distribute(grad, scratch.window_at[0], n, Five<Lane>(scratch.sums, k, place + i));
+  }
+
+  NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
+    Scratch scratch(tasks);
+    for (int64_t task = begin; task < end; ++task) run(tasks.block(task), scratch);
+  }
+};
+
+// --- the SIMD levels ------------------------------------------------------------------------------
+
+template <typename Kernel>
+void run_baseline(const Kernel& kernel, int64_t begin, int64_t end) {
+  kernel(begin, end);
+}
+
+#if NCSN_X86
+template <typename Kernel>
+NCSN_TARGET_AVX2 void run_avx2(const Kernel& kernel, int64_t begin, int64_t end) {
+  kernel(begin, end);
+}
+
+template <typename Kernel>
+NCSN_TARGET_AVX512 void run_avx512(const Kernel& kernel, int64_t begin, int64_t end) {
+  kernel(begin, end);
+}
+#endif
+
+template <typename Kernel>
+void run(const Kernel& kernel) {
+  torch::stable::parallel_for(
+      0, kernel.tasks.count(), kernel.tasks.grain(), [&](int64_t begin, int64_t end) {
+#if NCSN_X86
+        switch (simd_level()) {
+          case Simd::kAvx512:
+            return run_avx512(kernel, begin, end);
+          case Simd::kAvx2:
+            return run_avx2(kernel, begin, end);
+          case Simd::kBaseline:
+            break;
+        }
+#endif
+        run_baseline(kernel, begin, end);
+      });
+}
+
+// --- the operators --------------------------------------------------------------------------------
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+template <typename Call>
+void for_dtype(ScalarType dtype, const Call& call) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return call(Type<float>{});
+    case ScalarType::Double:
+      return call(Type<double>{});
+    case ScalarType::BFloat16:
+      return call(Type<torch::headeronly::BFloat16>{});
+    default:
+      return call(Type<torch::headeronly::Half>{});
+  }
+}
+
+void check(const Tensor& x, const std::string& padding) {
+  check_like(x, x, "x");
+  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 axes, got ", x.dim());
+  STD_TORCH_CHECK(is_contiguous(x) || is_channels_last(x), "x must be contiguous or channels_last");
+  STD_TORCH_CHECK(padding == "zero" || padding == "neg_inf",
+                  "padding must be neg_inf or zero, got ", padding);
+}
+
+Tasks tasks(const Tensor& x, int64_t row_elements) {
+  // Images of one pixel are contiguous too, and are better taken as lanes.
+  return Tasks(x.size(0), x.size(1), x.size(2), x.size(3), is_channels_last(x), row_elements);
+}
+
+Tensor max_pool5(Tensor x, std::string padding) {
+  check(x, padding);
+  Tensor y = torch::stable::empty_like(x);
+  if (x.numel() == 0) return y;
+  for_dtype(x.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    run(Forward<T>{static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
+                   padding == "zero", tasks(x, Forward<T>::kRowElements)});
+  });
+  return y;
+}
+
+Tensor max_pool5_backward(Tensor grad_y, Tensor x, std::string padding) {
+  check(x, padding);
+  check_like(grad_y, x, "grad_y");
+  STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type(), "grad_y must have the dtype of x");
+  Tensor grad_x = torch::stable::empty_like(x);
+  if (x.numel() == 0) return grad_x;
+  const bool same_layout = is_channels_last(x) ? is_channels_last(grad_y) : is_contiguous(grad_y);
+  if (!same_layout) {
+    Tensor copy = torch::stable::empty_like(x);
+    grad_y = torch::stable::copy_(copy, grad_y);
+  }
+  for_dtype(x.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    run(Backward<T>{static_cast<const T*>(grad_y.data_ptr()), static_cast<const T*>(x.data_ptr()),
+                    static_cast<T*>(grad_x.data_ptr()), padding == "zero", tasks(x, Backward<T>::kRowElements)});
+  });
+  return grad_x;
+}
+
+}  // namespace
+}  // namespace ncsn
+
+STABLE_TORCH_LIBRARY_IMPL(ncsn_fast, CPU, m) {
+  m.impl("max_pool5", TORCH_BOX(&ncsn::max_pool5));
+  m.impl("max_pool5_backward", TORCH_BOX(&ncsn::max_pool5_backward));
+}
