@@ -77,6 +77,15 @@ def fail(message="no\n  memory"):
 
 
 @pytest.fixture(autouse=True)
+def one_thread():
+    """Threads of small work wait for one another without end where other processes hold the CPUs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def load(monkeypatch):
     """Other processes use this share of the CPUs; none, if a test says nothing else."""
     share = SimpleNamespace(others=0.0)

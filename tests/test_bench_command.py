@@ -28,6 +28,15 @@ BLANK = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads of small work wait for one another without end where other processes hold the CPUs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def row(us: float | None = None, spread: float = 1.0, **fields: object) -> Result:
     """A result with a time, and quartiles so far from it; or one without."""
     fields = {"peer": "eager", "status": "failed" if us is None else "ok"} | fields
@@ -304,7 +313,7 @@ def test_pytest_runs_the_cases(tmp_path):
     command += ["--benchmark-only", f"--benchmark-json={held}", "--quick", "--device", "cpu"]
     command += ["--suite", "ops", "--batch", "1", "-k", "langevin_step_ and native"]
     # The peers of a case are measured together; without torch.compile, whose row is not asked for, that is fast.
-    env = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
+    env = os.environ | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads(held.read_text())
