@@ -20,6 +20,7 @@ INSTALL = 'pip install "ncsn_fast[bench]"'
 LIMIT_DRIFT = (
     0.2  # between the start and the end of a run, from which the machine's speed is not one speed
 )
+WIDTH = 120  # of tables that go to a file or a pipe
 HOW_TO_READ = """\
 time      median of interleaved rounds, ± half the distance between the quartiles
 vs eager  times as fast as PyTorch without compiling, in the faster of its two memory layouts
@@ -84,6 +85,8 @@ def bench_command(
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
     files = files or []
     if compare:
         from .results import compare as changes
@@ -100,7 +103,7 @@ def bench_command(
         raise ValueError(f"files go with --report or --compare, got {files[0]}")
     else:
         settings = settings_of(device, dtype, batch, quick=quick)
-        _measure(console, settings, _suites(suite), match, minutes, out)
+        _measure(console, settings, suites_of(suite), match, minutes, out)
 
 
 def settings_of(
@@ -120,13 +123,15 @@ def settings_of(
     for name in names:
         if name not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-    sizes = None if batches is None else integers("batch", batches)
+    names = tuple(dict.fromkeys(names))
+    sizes = None if batches is None else tuple(dict.fromkeys(integers("batch", batches)))
     if sizes is not None and min(sizes) < 1:
         raise ValueError(f"batch sizes must be at least 1, got {batches!r}")
     return Settings(where, tuple(DTYPES[name] for name in names), sizes, quick)
 
 
-def _suites(names: Sequence[str] | None) -> tuple[str, ...]:
+def suites_of(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The suites of an option, all if it was not given; ValueError if there is none of a name."""
     from .suite import SUITES
 
     for name in names or ():

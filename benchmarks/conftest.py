@@ -26,13 +26,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "peer" not in metafunc.fixturenames:
         return
     from ncsn_fast.benchmarks import suite
-    from ncsn_fast.benchmarks.command import settings_of
+    from ncsn_fast.benchmarks.command import settings_of, suites_of
 
     option = metafunc.config.option
-    settings = settings_of(option.device, option.dtype, option.batch, quick=option.quick)
+    try:
+        settings = settings_of(option.device, option.dtype, option.batch, quick=option.quick)
+        suites = suites_of(option.suite)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
     pairs = [
         pytest.param(settings, case, peer, id=f"{case.label} {peer.name} {peer.layout}")
-        for case in suite.find_cases(settings, tuple(option.suite or suite.SUITES))
+        for case in suite.find_cases(settings, suites)
         for peer in case.peers
     ]
     metafunc.parametrize(("settings", "case", "peer"), pairs)

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -118,6 +119,14 @@ class Clock:
         return max(1, min(1000, round(TURN_SECONDS / max(seconds, 1e-7))))
 
 
+class TurnFailed(RuntimeError):
+    """A call raised while it was timed; ``timed`` says which."""
+
+    def __init__(self, timed: Timed) -> None:
+        super().__init__("a call failed while it was timed")
+        self.timed = timed
+
+
 def interleaved(
     contestants: Sequence[Timed], clock: Clock, *, seconds: float, min_rounds: int
 ) -> Iterator[list[Times]]:
@@ -131,8 +140,18 @@ def interleaved(
 
     Yields:
         After every round, the times so far, one for each contestant.
+
+    Raises:
+        TurnFailed: from whatever a contestant raised.
     """
-    times = [Times(calls=clock.calls_a_turn(c)) for c in contestants]
+
+    def turn(timed: Timed, action: Callable[..., Any], *calls: int) -> Any:
+        try:
+            return action(timed, *calls)
+        except Exception as error:
+            raise TurnFailed(timed) from error
+
+    times = [Times(calls=turn(c, clock.calls_a_turn)) for c in contestants]
     start = time.perf_counter()
     for number in range(MAX_ROUNDS):
         if number >= min_rounds and time.perf_counter() - start > seconds * len(contestants):
@@ -140,8 +159,8 @@ def interleaved(
         shift = number % len(contestants)
         for i in [*range(shift, len(contestants)), *range(shift)]:
             if times[i].calls > 1:
-                clock.turn(contestants[i], 1)  # the cache held another's operands
-            times[i].rounds.append(clock.turn(contestants[i], times[i].calls))
+                turn(contestants[i], clock.turn, 1)  # the cache held another's operands
+            times[i].rounds.append(turn(contestants[i], clock.turn, times[i].calls))
         yield times
 
 

@@ -86,7 +86,7 @@ def seen_backends(action: Callable[[], object]) -> str:
     with record_backends() as ran:
         action()
     counts = Counter(f"{op} {backend}" for op, backend in ran)
-    return ", ".join(sorted(counts)) or "reference"
+    return ", ".join(f"{n} {what}" for what, n in sorted(counts.items())) or "reference"
 
 
 class Compiled:

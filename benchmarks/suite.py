@@ -29,6 +29,7 @@ from .measure import (
     Load,
     Timed,
     Times,
+    TurnFailed,
     copy_bandwidth,
     interleaved,
     matmul_rate,
@@ -225,9 +226,14 @@ class Bench:
             contestants, self.clock, seconds=effort.seconds, min_rounds=effort.min_rounds
         )
         graphs = graphs_and_breaks()
-        with Load() as load:
-            for times in rounds:
-                tell(f"timing, round {len(times[0].rounds)}")
+        try:
+            with Load() as load:
+                for times in rounds:
+                    tell(f"timing, round {len(times[0].rounds)}")
+        except TurnFailed as stop:
+            guilty = next(o for o in outcomes if o.prepared.timed is stop.timed)
+            guilty.fail(stop.__cause__)
+            return self._time([o for o in outcomes if o is not guilty], tell)
         lasted = graphs_and_breaks() == graphs
         for outcome, measured in zip(outcomes, times, strict=True):
             outcome.finish(measured, load.others, lasted)
@@ -292,18 +298,24 @@ class _Outcome:
     def prepare(self, expected: Outputs, tolerance: float, device: torch.device) -> None:
         try:
             self.prepared = self.peer.prepare()
-            self.error = worst_error(self.prepared.outputs(), expected)
-            if not self.error <= tolerance:  # NaN is wrong too
+            error = worst_error(self.prepared.outputs(), expected)
+            if not error <= tolerance:  # NaN is wrong too
                 self.status = WRONG
-                self.note = f"relative error {self.error:.1e}, tolerance {tolerance:.0e}"
+                self.note = f"relative error {error:.1e}, tolerance {tolerance:.0e}"
+            if math.isfinite(error):  # JSON has no other numbers
+                self.error = error
+            if self.status == WRONG:
                 return
             timed = self.prepared.timed
             self.memory = peak_memory(
                 lambda: (timed.before and timed.before(), timed.call()), device
             )
         except Exception as error:  # whatever a peer does, the others are measured
-            self.status = FAILED
-            self.note = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.status = FAILED
+        self.note = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
     def finish(self, times: Times, load: float, lasted: bool) -> None:
         if not lasted and self.prepared.graphs is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from itertools import product
 
@@ -33,13 +34,19 @@ def images(n: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def forward_flops(n: int, nf: int, size: int) -> int:
-    """Twice the multiplications of a pass; counted by PyTorch on tensors without data."""
+    """Twice the multiplications of a pass."""
+    return n * _flops_of_an_image(nf, size)
+
+
+@functools.cache
+def _flops_of_an_image(nf: int, size: int) -> int:
+    """Counted by PyTorch, on tensors without data."""
     with torch.device("meta"):
         network = straightforward.Network(CHANNELS, nf, CLASSES)
         image, label = torch.empty(1, CHANNELS, size, size), torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image, label)
-    return n * counter.get_total_flops()
+    return counter.get_total_flops()
 
 
 def case(settings: Settings, dtype: torch.dtype, n: int, nf: int, size: int, **peers) -> Case:

@@ -91,7 +91,7 @@ class Loop:
         network = network.to(device, dtype, memory_format=LAYOUTS[layout]).requires_grad_(False)
         (start,) = placed((self.start(),), device, torch.float32, layout)
         check_layout([start, *network.parameters()], layout)
-        sigmas = network.sigmas.float()
+        sigmas = self.model().sigmas.to(device)
         compiled = None if mode is None else Compiled(network, mode)
         call = network if compiled is None else compiled.call
 
@@ -158,7 +158,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             yield case(settings, Loop(n, 128, 32, 10, 1), dtype, compiled=True)
     if not settings.quick:
         nf, dtype = 32, settings.dtypes[0]
-        for n in (1, 4, 16, 64):
+        for n in settings.batches or (1, 4, 16, 64):
             yield case(settings, Loop(n, nf, 16, 10, 1), dtype, compiled=False)
         for levels in (5, 20, 40):
             yield case(settings, Loop(1, nf, 16, levels, 1), dtype, compiled=False)
