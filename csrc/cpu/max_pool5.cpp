@@ -1,7 +1,7 @@
-// max_pool5 and max_pool5_backward for the CPU: rows of five, then columns of five, through rows that stay in the cache.
+// max_pool5 and max_pool5_backward for the CPU: rows of five, then columns of five, through rows that stay in a cache.
 //
-// A kernel works on an image of rows x pixels x lanes: one channel of a contiguous sample (one lane), or all channels of a
-// channels_last one. Either way a pixel's neighbour lies `lanes` elements on, so one code serves both.
+// A kernel works on images of rows x pixels x lanes: one channel of a contiguous sample (one lane), or all channels of
+// a channels_last one. Either way a pixel's neighbour lies `lanes` elements on, so one code serves both.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -27,10 +27,11 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kWindow = 5, kReach = 2;
-constexpr int64_t kVector = 16;  // rows of the scratch are padded to a multiple of it, so that loops have no remainder
-// One-lane rows are copied to the scratch some rows before they are read there at other offsets: a load that crosses two
-// stores waits until they have left for the cache.
-constexpr int kAhead = 3;  // a power of two, less one
+// Rows of the scratch are padded to a multiple of this many elements: no loop of any SIMD level has a remainder.
+constexpr int64_t kVector = 16;
+// Rows of few lanes are copied to the scratch this many rows before they are read there at other offsets, since a load
+// that crosses two stores waits until both have left for the cache. A power of two, less one.
+constexpr int kAhead = 3;
 
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
@@ -45,9 +46,9 @@ struct Span {
   }
 };
 
-// The part of an image that a task computes.
+// The part of an image that a task computes: first_row .. last_row - 1 of the pixels of `span`.
 struct Block {
-  int64_t offset;  // of the image's first element
+  int64_t offset;               // of the image's first element
   int64_t rows, pixels, lanes;  // of the image
   int64_t first_row, last_row;
   Span span;
@@ -56,31 +57,31 @@ struct Block {
   int64_t ahead() const { return lanes < kVector ? kAhead : 0; }
 };
 
-// The tasks of a tensor, cut without regard to the number of threads.
+// The tasks of a tensor, cut without regard to the number of threads. A block computes again what its neighbours
+// compute near it, so blocks are large where there are enough of them.
 struct Tasks {
-  // Blocks compute again what lies near their neighbours: few rows only where there are few blocks.
-  static constexpr int64_t kFewBlocks = 8, kFewRows = 16, kManyRows = 64, kFewPixels = 8;
-  static constexpr int64_t kTaskElements = 16384;  // some tens of microseconds, far above what a thread costs to wake
+  static constexpr int64_t kEnough = 8, kFewRows = 16, kManyRows = 64, kFewPixels = 8;
+  // Some tens of microseconds of work, far above what a thread costs to wake.
+  static constexpr int64_t kTaskElements = 16384;
 
-  int64_t samples, channels, rows, pixels;
-  bool channels_last;
-  int64_t images, lanes, blocks, bands;  // images of a sample; blocks of a row's pixels; bands of rows
+  int64_t images, rows, pixels, lanes;
+  int64_t blocks, bands;  // blocks of the pixels of a row, bands of the rows of an image
 
-  // `row_elements`: of a block, so that the rows in work fit into a cache.
-  Tasks(int64_t samples, int64_t channels, int64_t rows, int64_t pixels, bool channels_last,
-        int64_t row_elements)
-      : samples(samples), channels(channels), rows(rows), pixels(pixels),
-        channels_last(channels_last), images(channels_last ? 1 : channels),
-        lanes(channels_last ? channels : 1) {
-    blocks = std::max<int64_t>(
-        std::min(divide_up(pixels * lanes, row_elements), pixels / kFewPixels), 1);
-    const int64_t more = std::min(kFewBlocks / (samples * images * blocks), rows / kFewRows);
-    bands = std::max({rows / kManyRows, more, int64_t{1}});
+  // `row_elements` of a block's row, at most: so that the rows in work fit into a cache.
+  Tasks(const Tensor& x, int64_t row_elements) : rows(x.size(2)), pixels(x.size(3)) {
+    // Images of one pixel are contiguous as well, and are better taken as lanes.
+    const bool channels_last = is_channels_last(x);
+    images = x.size(0) * (channels_last ? 1 : x.size(1));
+    lanes = channels_last ? x.size(1) : 1;
+    blocks = std::min(divide_up(pixels * lanes, row_elements), pixels / kFewPixels);
+    blocks = std::max<int64_t>(blocks, 1);
+    bands = std::min(kEnough / (images * blocks), rows / kFewRows);
+    bands = std::max({rows / kManyRows, bands, int64_t{1}});
   }
 
-  int64_t count() const { return samples * images * blocks * bands; }
+  int64_t count() const { return images * blocks * bands; }
   int64_t grain() const {
-    return std::max<int64_t>(1, kTaskElements * count() / (samples * channels * rows * pixels));
+    return std::max<int64_t>(1, kTaskElements * blocks * bands / (rows * pixels * lanes));
   }
   int64_t block_pixels() const { return divide_up(pixels, blocks); }
 
@@ -134,9 +135,8 @@ class Rows {
 
   Lane* operator[](int64_t row) const { return rows_[row]; }
   Lane* last() const { return rows_[count - 1]; }
-  int64_t width() const { return width_; }
 
-  // The window goes down by some rows: the first buffers become the last.
+  // Goes down the image: the first buffers become the last, for new rows.
   void advance(int by = 1) { std::rotate(rows_, rows_ + by, rows_ + count); }
 
   NCSN_INLINE void fill(Lane value) {
@@ -165,13 +165,14 @@ NCSN_INLINE bool is_scratch(int64_t width) {
   return std::is_same_v<T, LaneOf<T>> && width % kVector == 0;
 }
 
-// The rows of x around the windows of a span, with a border of two pixels, which at the sides of the image is no part of x.
+// The rows of x that the windows of a span reach: from two pixels to the left of it to two to its right, which are
+// border where the image ends.
 template <typename T>
 class Input {
  public:
   using Lane = LaneOf<T>;
 
-  explicit Input(int64_t windows) : rows_(windows) {}
+  explicit Input(int64_t elements) : rows_(elements) {}
 
   NCSN_INLINE void start(const Block& block, Span windows, int64_t first_row, Lane border) {
     const Span there = windows.grown(block.pixels);
@@ -183,6 +184,7 @@ class Input {
     windows_ = windows;
   }
 
+  // For rows of the image, in their order.
   NCSN_INLINE const Lane* read(const T* x, const Block& block, int64_t row) {
     for (; loaded_ <= std::min(row + block.ahead(), block.rows - 1); ++loaded_) {
       load(x + block.at(loaded_, first_), width_, rows_[loaded_ & block.ahead()] + place_);
@@ -191,14 +193,12 @@ class Input {
   }
 
  private:
-
   Rows<Lane, kAhead + 1> rows_;
-  Span windows_ = {0, 0};  // of the last block: most have the same borders
+  Span windows_ = {0, 0};  // of the block before: the same ones have the same borders
   int64_t first_, width_, place_, loaded_;
 };
 
-// Five runs of elements that are compared place by place: the rows of a column of windows, or a bordered row and its shifts
-// by a pixel.
+// Five runs of elements that are taken together, place by place: five rows, or one row and its shifts by a pixel.
 template <typename Element>
 struct Five {
   Element *p0, *p1, *p2, *p3, *p4;
@@ -257,14 +257,16 @@ NCSN_INLINE bool has_nan(const T* x, const Block& block) {
   x += block.at(first, span.first);
   if (span.last - span.first == block.pixels) return has_nan(x, rows * width);
   bool found = false;
-  for (int64_t row = 0; row < rows; ++row) found |= has_nan(x + row * block.pixels * block.lanes, width);
+  for (int64_t row = 0; row < rows; ++row, x += block.pixels * block.lanes) {
+    found |= has_nan(x, width);
+  }
   return found;
 }
 
 template <typename T>
 struct Forward {
   using Lane = LaneOf<T>;
-  static constexpr int64_t kRowElements = 1024;  // 6 KiB of x, 20 KiB of maxima: the first cache
+  static constexpr int64_t kRowElements = 1024;  // five rows of maxima are 20 KiB: the first cache
 
   const T* x;
   T* y;
@@ -277,8 +279,8 @@ struct Forward {
     Rows<Lane, 1> y;
 
     explicit Scratch(const Tasks& tasks)
-        : x(padded(tasks.block_pixels() * tasks.lanes) + 2 * kReach * tasks.lanes),
-          maxima(tasks.block_pixels() * tasks.lanes), y(tasks.block_pixels() * tasks.lanes) {}
+        : Scratch(tasks.block_pixels() * tasks.lanes, tasks.lanes) {}
+    Scratch(int64_t n, int64_t lanes) : x(padded(n) + 2 * kReach * lanes), maxima(n), y(n) {}
   };
 
   template <bool nan>
@@ -345,8 +347,8 @@ NCSN_INLINE Lane where_equal(IndexOf<Lane> a, IndexOf<Lane> b, Lane value) {
   return as<Lane>(as<IndexOf<Lane>>(value) & -static_cast<IndexOf<Lane>>(a == b));
 }
 
-// Hands a row of grad_y to those of the five rows around it in which the windows have their maxima. For the last of the
-// five it is the first contribution.
+// Hands a row of grad_y to those of the five rows around it in which its windows have their maxima. The last of the
+// five has no other contribution yet.
 template <typename Lane>
 NCSN_INLINE void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* __restrict at,
                             int64_t n, Five<Lane> sums) {
@@ -361,7 +363,7 @@ NCSN_INLINE void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* 
   }
 }
 
-// Each element of a row gathers from the windows of the row whose maximum it is. `sums` and `at` are bordered.
+// Each element of a row gathers from the fives of the row whose maximum it is.
 template <typename Lane>
 NCSN_INLINE void gather(Five<const Lane> sums, Five<const IndexOf<Lane>> at, int64_t n,
                         Lane* __restrict grad_x) {
@@ -374,15 +376,17 @@ NCSN_INLINE void gather(Five<const Lane> sums, Five<const IndexOf<Lane>> at, int
   }
 }
 
-// The gradient takes the way of the maximum back: down or up the column to the row that had it, then along that row. So an
-// element's sum is over columns of windows first, in an order that nothing but the shape decides.
+// The gradient goes the way of the maximum back: along the column of a window to the row that had it, then along that
+// row. So an element sums over columns of windows first, in an order that depends on nothing else; the sums' last bits
+// are not those of PyTorch, which goes over rows of windows.
 template <typename T>
 struct Backward {
   using Lane = LaneOf<T>;
   using Index = IndexOf<Lane>;
+  // Rows are taken in groups, so that five rows around each of them are fetched once for all of them ...
   static constexpr int kGroup = 4, kHeld = kGroup + kWindow - 1;
-  static constexpr int64_t kChunk = 512;  // elements of the rows of a group that stay in the first cache
-  static constexpr int64_t kRowElements = 4096;  // some 400 KiB: the second cache
+  // ... in runs of elements that stay in the first cache. The rows themselves fit into the second.
+  static constexpr int64_t kChunk = 512, kRowElements = 4096;
 
   const T* grad_y;
   const T* x;
@@ -395,57 +399,56 @@ struct Backward {
     Rows<Lane, kHeld> maxima, sums;
     Rows<Index, kHeld> at;
     Rows<Index, 1> window_at;
-    Rows<Lane, 1> grad_y, window_maxima, grad_x;
+    Rows<Lane, 1> window_maxima, grad_y, grad_x;
 
-    explicit Scratch(const Tasks& tasks) : Scratch(tasks.lanes, tasks.block_pixels()) {}
-    Scratch(int64_t lanes, int64_t pixels)
-        : x(padded((pixels + 2 * kReach) * lanes) + 2 * kReach * lanes),
-          maxima((pixels + 2 * kReach) * lanes), sums(padded(pixels * lanes) + 2 * kReach * lanes + kVector),
-          at(padded(pixels * lanes) + 2 * kReach * lanes + kVector),
-          window_at(kChunk), grad_y(kChunk), window_maxima(kChunk),
-          grad_x(pixels * lanes) {}
+    explicit Scratch(const Tasks& tasks)
+        : Scratch((tasks.block_pixels() + 2 * kReach) * tasks.lanes, tasks.lanes) {}
+    // n: a row of the block with two pixels on either side, whose windows reach into it.
+    Scratch(int64_t n, int64_t lanes)
+        : x(padded(n) + 2 * kReach * lanes), maxima(n), sums(n + kVector), at(n + kVector),
+          window_at(kChunk), window_maxima(kChunk), grad_y(kChunk), grad_x(n) {}
   };
 
   NCSN_INLINE void run(const Block& block, Scratch& scratch) const {
-    const Lane border = border_value<Lane>(zero_border);
     const Span windows = block.span.grown(block.pixels);
     const int64_t n = (windows.last - windows.first) * block.lanes;
-    // The place of the windows in a bordered row of the block.
-    const int64_t place = (windows.first - (block.span.first - kReach)) * block.lanes;
     const int64_t width = (block.span.last - block.span.first) * block.lanes;
-    // Of kGroup rows at a time, first the maxima of the rows of windows, then, two rows up, those of the windows, and the
-    // sums that these complete, another two rows up.
+    // Of the windows in a row of `sums` and `at`, which begins two pixels to the left of the block.
+    const int64_t place = (windows.first - (block.span.first - kReach)) * block.lanes;
     const int64_t start = block.first_row - 2 * kReach;
-    scratch.x.start(block, windows, start, border);
+    scratch.x.start(block, windows, start, border_value<Lane>(zero_border));
     scratch.sums.fill(0);
     for (int64_t group = start; group < block.last_row + 2 * kReach; group += kGroup) {
       scratch.maxima.advance(kGroup);
       scratch.at.advance(kGroup);
       scratch.sums.advance(kGroup);
       for (int k = 0; k < kGroup; ++k) {
-        find_row(block, windows, group + k, n, scratch.maxima[kHeld - kGroup + k],
-                 scratch.at[kHeld - kGroup + k] + place, scratch);
+        const int held = kHeld - kGroup + k;
+        find_row(block, windows, group + k, n, scratch.maxima[held], scratch.at[held] + place,
+                 scratch);
       }
       for (int64_t i = 0; i < n; i += kChunk) {
         for (int k = 0; k < kGroup; ++k) {
           const int64_t row = group - kReach + k;
-          if (row < std::max<int64_t>(block.first_row - kReach, 0) || row >= block.rows) continue;
-          hand_down(grad_y + block.at(row, windows.first) + i, row, k, i,
-                    std::min(kChunk, n - i), place, scratch);
+          if (row < std::max<int64_t>(block.first_row - kReach, 0)) continue;
+          if (row >= std::min(block.last_row + kReach, block.rows)) break;
+          hand_down(grad_y + block.at(row, windows.first) + i, row, k, i, std::min(kChunk, n - i),
+                    place, scratch);
         }
       }
       for (int k = 0; k < kGroup; ++k) {
         const int64_t row = group - 2 * kReach + k;
         if (row < block.first_row || row >= block.last_row) continue;
         T* const out = grad_x + block.at(row, block.span.first);
-        Lane* const to = is_scratch<T>(width) ? reinterpret_cast<Lane*>(out) : scratch.grad_x[0];
+        Lane* const sums = is_scratch<T>(width) ? reinterpret_cast<Lane*>(out) : scratch.grad_x[0];
         gather(Five<const Lane>(scratch.sums[k], block.lanes),
-               Five<const Index>(scratch.at[k], block.lanes), width, to);
-        if (!is_scratch<T>(width)) store(to, width, out);
+               Five<const Index>(scratch.at[k], block.lanes), width, sums);
+        if (!is_scratch<T>(width)) store(sums, width, out);
       }
     }
   }
 
+  // The maxima of a row's fives, and which of the five they are.
   NCSN_INLINE void find_row(const Block& block, Span windows, int64_t row, int64_t n, Lane* maxima,
                             Index* at, Scratch& scratch) const {
     if (row < 0 || row >= block.rows) {
@@ -458,20 +461,21 @@ struct Backward {
     }
   }
 
-  // Elements i .. i + n - 1 of row k of the group.
-  NCSN_INLINE void hand_down(const T* from, int64_t row, int k, int64_t i,
-                             int64_t n, int64_t place, Scratch& scratch) const {
-    find_argmaxima(Five<const Lane>(scratch.maxima, k, i), n, scratch.window_maxima[0],
-                   scratch.window_at[0]);
-    if (!zero_border && row < kReach) at_least(Index(kReach - row), n, scratch.window_at[0]);
-    const Lane* grad = reinterpret_cast<const Lane*>(from);
+  // Elements i .. i + n - 1 of a row of windows, the middle one of the held rows k .. k + 4.
+  NCSN_INLINE void hand_down(const T* grad_y, int64_t row, int k, int64_t i, int64_t n,
+                             int64_t place, Scratch& scratch) const {
+    Index* const at = scratch.window_at[0];
+    find_argmaxima(Five<const Lane>(scratch.maxima, k, i), n, scratch.window_maxima[0], at);
+    if (!zero_border && row < kReach) at_least(Index(kReach - row), n, at);
+    const Lane* grad = reinterpret_cast<const Lane*>(grad_y);
     if (!is_scratch<T>(n)) {
       Lane* const buffer = scratch.grad_y[0];
-      fill_row(buffer + padded(n) - kVector, kVector, Lane{0});  // past the row there are no windows
-      load(from, n, buffer);
+      // Past the row there are no windows.
+      fill_row(buffer + padded(n) - kVector, kVector, Lane{0});
+      load(grad_y, n, buffer);
       grad = buffer;
     }
-    distribute(grad, scratch.window_at[0], n, Five<Lane>(scratch.sums, k, place + i));
+    distribute(grad, at, n, Five<Lane>(scratch.sums, k, place + i));
   }
 
   NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
@@ -546,11 +550,6 @@ void check(const Tensor& x, const std::string& padding) {
                   "padding must be neg_inf or zero, got ", padding);
 }
 
-Tasks tasks(const Tensor& x, int64_t row_elements) {
-  // Images of one pixel are contiguous too, and are better taken as lanes.
-  return Tasks(x.size(0), x.size(1), x.size(2), x.size(3), is_channels_last(x), row_elements);
-}
-
 Tensor max_pool5(Tensor x, std::string padding) {
   check(x, padding);
   Tensor y = torch::stable::empty_like(x);
@@ -558,7 +557,7 @@ Tensor max_pool5(Tensor x, std::string padding) {
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Forward<T>{static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
-                   padding == "zero", tasks(x, Forward<T>::kRowElements)});
+                   padding == "zero", Tasks(x, Forward<T>::kRowElements)});
   });
   return y;
 }
@@ -577,7 +576,8 @@ Tensor max_pool5_backward(Tensor grad_y, Tensor x, std::string padding) {
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Backward<T>{static_cast<const T*>(grad_y.data_ptr()), static_cast<const T*>(x.data_ptr()),
-                    static_cast<T*>(grad_x.data_ptr()), padding == "zero", tasks(x, Backward<T>::kRowElements)});
+                    static_cast<T*>(grad_x.data_ptr()), padding == "zero",
+                    Tasks(x, Backward<T>::kRowElements)});
   });
   return grad_x;
 }
