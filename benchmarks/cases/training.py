@@ -47,13 +47,12 @@ class Step:
         self.optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
 
     def run(self, loss: Loss) -> None:
-        self.optimizer.zero_grad()
         loss().backward()
         self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def gradients(self, loss: Loss) -> Outputs:
         """The loss and all gradients as one vector."""
-        self.optimizer.zero_grad()
         value = loss()
         value.backward()
         named = sorted(self.module.named_parameters())
@@ -94,8 +93,11 @@ def peers(n: int, nf: int, size: int, dtype: torch.dtype, settings: Settings) ->
         if compiled is not None:
             compiled.warm_up(lambda: step.gradients(loss))
         outputs = step.gradients(partial(loss, given))  # before a step changes the weights
-        backend = check_eager(call) if compiled is None else "inductor"
-        graphs = None if compiled is None else compiled.graphs
+        if compiled is None:
+            backend, graphs = check_eager(call), None
+        else:
+            call()  # makes Adam's state, which is not the memory of a step
+            backend, graphs = "inductor", compiled.graphs
         return Prepared(Timed(call), lambda: outputs, backend, layout, graphs)
 
     def ours(layout: str) -> Prepared:
