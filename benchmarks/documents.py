@@ -144,16 +144,18 @@ def _cases(wanted: Callable[[Result], bool], *, by_layout: bool = False) -> Bloc
 
 
 def _each_run(sources: Sources, tables: Callable[[Run], list[str]], legend: str) -> str:
-    """What there is for each device under its name; a line where there is nothing."""
-    parts, any_table = [], False
+    """What there is for each file under its name; a line for each device that no file has it for."""
+    parts, devices, measured = [], {}, set()
     for name, run in sources.runs.items():
+        device = plain(device_title(run)) if run.results else f"`{name}`"
+        devices[device] = None
         found = tables(run)
-        any_table |= bool(found)
-        where = _source(name, run)
-        parts += [f"**{where}**", *found] if found else [f"Not measured yet on {where}."]
-    return (
-        "\n\n".join([*parts, legend] if any_table else parts) or "Not measured yet on any device."
-    )
+        if found:
+            measured.add(device)
+            parts += [f"**{_source(name, run)}**", *found]
+    parts += [legend] if parts else []
+    parts += [f"Not measured yet on {device}." for device in devices if device not in measured]
+    return "\n\n".join(parts) or "Not measured yet on any device."
 
 
 def _source(name: str, run: Run) -> str:
