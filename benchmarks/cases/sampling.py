@@ -27,8 +27,8 @@ from .forward import CHANNELS, forward_flops, images
 
 SEED, STEP_LR = 1, 2e-5
 SIGMA_BEGIN, SIGMA_END = 1.0, 0.01  # the paper's
-# Rounding grows from step to step of an untrained network: after a hundred, eager PyTorch in float32 is 0.06 off. So images
-# are compared after two steps a level at most; a wrong noise, step size or order would show as an error near 1.
+# Rounding grows from step to step of an untrained network: after a hundred, eager PyTorch in float32 is 0.06 off. So
+# images are compared after two steps a level at most; a wrong noise, step size or order would be an error near 1.
 CHECKED_STEPS, TOLERANCE_FACTOR = 2, 10
 
 
