@@ -146,11 +146,12 @@ void fold(A* sums, const Planes& planes) {
   for (int64_t at = planes.row; at < planes.tiles * kLanes; at += planes.row) {
     for (int64_t l = 0; l < planes.row; ++l) sums[l] += sums[at + l];
   }
-  if (planes.row == kLanes && planes.group_channels == 1) {  // the same, with no loop for so little
-    for (int l = 0; l < 16; ++l) sums[l] += sums[16 + l];
-    for (int l = 0; l < 8; ++l) sums[l] += sums[8 + l];
-    for (int l = 0; l < 4; ++l) sums[l] += sums[4 + l];
-    sums[0] = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+  if (planes.row == kLanes && planes.group_channels == 1) {  // the same in registers, for small planes
+    A a[16], b[8], c[4];
+    for (int l = 0; l < 16; ++l) a[l] = sums[l] + sums[16 + l];
+    for (int l = 0; l < 8; ++l) b[l] = a[l] + a[8 + l];
+    for (int l = 0; l < 4; ++l) c[l] = b[l] + b[4 + l];
+    sums[0] = (c[0] + c[2]) + (c[1] + c[3]);
     return;
   }
   for (int64_t half = planes.row / 2; half >= planes.group_channels; half /= 2) {
