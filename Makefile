@@ -4,6 +4,7 @@
 #   make lint       ruff
 #   make bench      the benchmarks, a few telling cases; ncsn-fast bench without --quick runs them all
 #   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
+#   make sanitize   the tests of the C++ kernels in a build that checks memory and undefined behaviour (gcc, Linux)
 #   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks
 # PYTHON chooses the interpreter of the virtual environment (3.10 to 3.13).
 
@@ -13,9 +14,11 @@ BIN := $(VENV)/bin
 # The version the tests were run with. On Linux, PyPI has it as the CUDA build, several GB; the README names a smaller one.
 TORCH ?= torch==2.13.0
 RESULTS ?= build/bench.json
+SANITIZED := build/sanitize
+SANITIZED_TESTS := $(wildcard $(addprefix tests/test_,network_operators.py langevin_step.py noise.py native_*.py))
 SOURCES := setup.py pyproject.toml ncsn_fast/__init__.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench report gpu-check clean
+.PHONY: demo test lint bench report sanitize gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ncsn-fast demo --out ncsn_demo
@@ -32,6 +35,22 @@ bench: $(VENV)/.installed
 
 report: $(VENV)/.installed
 	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json --document README.md --document docs/performance.md
+
+# A build of its own, with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first error.
+# Python is not built with them, so their library is preloaded (with the C++ library, whose exceptions it watches); and
+# Python leaks.
+# No ThreadSanitizer: neither torch nor its OpenMP runtime is built with it, so it cannot see that the end of a parallel
+# loop is a barrier and reports every write in one as a race with the read after it. What threads share here is little:
+# each task writes elements of its own, and the tests compare the bits that different numbers of threads give.
+SANITIZED_PYTHON = cd $(SANITIZED)/lib && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ../../../$(BIN)/python
+
+sanitize: $(VENV)/.installed
+	NCSN_FAST_BUILD=cpu NCSN_FAST_SANITIZE=address,undefined CXX="$(CXX)" \
+		$(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	$(SANITIZED_PYTHON) -c "from ncsn_fast.ops import extension as e; assert '-fsanitize' in e.build_config()['flags']"
+	$(SANITIZED_PYTHON) -m pytest -q --capture=sys -c ../../../pyproject.toml -p no:cacheprovider \
+		$(addprefix ../../../,$(SANITIZED_TESTS))
 
 $(VENV)/.packages: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -5,8 +5,9 @@ NCSN_FAST_BUILD=auto  the C++ kernels, and the CUDA kernels if nvcc is found; wi
                 cuda  both, or an error that names what is missing
                 none  the pure-Python package (PyTorch reference and Triton kernels)
 
-Also read: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, NVCC_THREADS, DEBUG. The operators use PyTorch's stable
-ABI: a build needs torch's headers, no GPU and no CUDA build of torch, and serves every torch from MIN_TORCH on.
+Also read: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, NVCC_THREADS, DEBUG, and NCSN_FAST_SANITIZE, the sanitizers
+(such as address,undefined) of `make sanitize`. The operators use PyTorch's stable ABI: a build needs torch's headers,
+no GPU and no CUDA build of torch, and serves every torch from MIN_TORCH on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MIN_TORCH = (2, 11)
 # The architectures of a build that names none, as far as nvcc knows them; the newest also as PTX, for what comes after.
 DEFAULT_CUDA_ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 BUILD_COMMAND = "pip install --no-build-isolation ."
+SANITIZE = os.environ.get("NCSN_FAST_SANITIZE", "")
 
 
 def flag(name: str) -> bool:
@@ -168,6 +170,8 @@ class BuildKernels(build_ext):
 
         torch_dir, torch_version = find_torch()
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch_version}"
+        if SANITIZE:
+            tag += "-sanitize"
         folder = ROOT / "build" / f"kernels-{tag}"
         folder.mkdir(parents=True, exist_ok=True)
         library = folder / f"{ext.name}.so"
@@ -257,6 +261,12 @@ def cpp_toolchain(torch_dir: Path) -> dict:
         f"-isystem {quote(sysconfig.get_paths()['include'])}",
         *common_flags(torch_dir),
     ]
+    if SANITIZE:
+        # After -O3, which would take minutes to compile and tell no more.
+        flags.append(
+            f"-O1 -g -fsanitize={SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all"
+        )
+        compiler += f" -fsanitize={SANITIZE}"  # and links with their libraries
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
     return {
         "compiler": compiler,

@@ -30,6 +30,7 @@ SHAPES = (
     (1, 1, 150, 17),
     (1, 2, 3, 1100),
     (1, 70, 3, 70),
+    (5, 7, 8, 8),
     (0, 3, 4, 4),
 )
 INF, NAN = float("inf"), float("nan")
@@ -112,7 +113,7 @@ def test_which_of_the_windows_elements_gets_the_gradient():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("shape", [(9, 2, 40, 33), (9, 70, 36, 35)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 2, 40, 33), (9, 70, 36, 35), (4, 19, 6, 11)], ids=str)
 def test_neither_threads_nor_the_batch_change_a_bit(shape, layout):
     """Tasks are cut by the size of the batch; an element's sum has one order all the same."""
     x, _ = inputs(shape, layout=layout)
@@ -135,9 +136,9 @@ def test_neither_threads_nor_the_batch_change_a_bit(shape, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_element_is_written_and_none_outside_is_read(dtype, layout):
+@pytest.mark.parametrize("shape", [(3, 5, 13, 19), (5, 7, 6, 9)], ids=str)
+def test_every_element_is_written_and_none_outside_is_read(shape, dtype, layout):
     """Outputs begin as NaN; the inputs lie at an odd offset between NaN."""
-    shape = (3, 5, 13, 19)
     x, grad_y = inputs(shape, dtype, layout)
     between = []
     for t in (x, grad_y):

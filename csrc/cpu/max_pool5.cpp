@@ -1,7 +1,8 @@
 // max_pool5 and max_pool5_backward for the CPU: rows of five, then columns of five, through rows that stay in a cache.
 //
 // A kernel works on images of rows x pixels x lanes: one channel of a contiguous sample (one lane), or all channels of
-// a channels_last one. Either way a pixel's neighbour lies `lanes` elements on, so one code serves both.
+// a channels_last one. Either way a pixel's neighbour lies `lanes` elements on, so one code serves both. Where rows are
+// too short for SIMD, the planes of a contiguous tensor are first laid side by side, as lanes.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -41,8 +42,8 @@ int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 struct Span {
   int64_t first, last;
 
-  Span grown(int64_t pixels) const {
-    return {std::max<int64_t>(first - kReach, 0), std::min(last + kReach, pixels)};
+  Span grown(int64_t pixels, int64_t reach = kReach) const {
+    return {std::max<int64_t>(first - reach, 0), std::min(last + reach, pixels)};
   }
 };
 
@@ -64,8 +65,12 @@ struct Tasks {
   // Some tens of microseconds of work, far above what a thread costs to wake.
   static constexpr int64_t kTaskElements = 16384;
 
+  // Planes of short rows become the lanes of one image if there are several images of them, and they stay in a cache.
+  static constexpr int64_t kShortRow = 32, kManyPlanes = 2 * kVector, kPlaneElements = 4096;
+
   int64_t images, rows, pixels, lanes;
   int64_t blocks, bands;  // blocks of the pixels of a row, bands of the rows of an image
+  int64_t planes = 0;     // of the tensor, if they are laid side by side
 
   // `row_elements` of a block's row, at most: so that the rows in work fit into a cache.
   Tasks(const Tensor& x, int64_t row_elements) : rows(x.size(2)), pixels(x.size(3)) {
@@ -73,6 +78,14 @@ struct Tasks {
     const bool channels_last = is_channels_last(x);
     images = x.size(0) * (channels_last ? 1 : x.size(1));
     lanes = channels_last ? x.size(1) : 1;
+    if (!channels_last && pixels < kShortRow && rows * pixels <= kPlaneElements &&
+        images >= kManyPlanes) {
+      planes = images;
+      images = divide_up(planes, kVector);
+      lanes = kVector;
+      blocks = bands = 1;
+      return;
+    }
     blocks = std::min(divide_up(pixels * lanes, row_elements), pixels / kFewPixels);
     blocks = std::max<int64_t>(blocks, 1);
     bands = std::min(kEnough / (images * blocks), rows / kFewRows);
@@ -85,9 +98,12 @@ struct Tasks {
   }
   int64_t block_pixels() const { return divide_up(pixels, blocks); }
 
+  // Elements of an image made of planes.
+  int64_t side_by_side() const { return planes > 0 ? rows * pixels * kVector : 0; }
+
   Block block(int64_t task) const {
     const int64_t band = task % bands, block = task / bands % blocks, image = task / bands / blocks;
-    return {image * rows * pixels * lanes,
+    return {planes > 0 ? 0 : image * rows * pixels * lanes,
             rows,
             pixels,
             lanes,
@@ -102,6 +118,68 @@ struct Tasks {
 // What is compared and added: half precision as float32, which is exact.
 template <typename T>
 using LaneOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// An unsigned number as wide as an element.
+template <typename T>
+using BitsOf = std::conditional_t<sizeof(T) == 2, uint16_t,
+                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+
+constexpr int kSquare = 8;  // elements on a side of what is transposed in registers
+
+// to[j][i] = from[i][j]: every round interleaves row i with row i + 4, and three rounds transpose.
+template <typename T>
+NCSN_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  typedef BitsOf<T> Row __attribute__((vector_size(kSquare * sizeof(T))));
+  Row rows[kSquare], next[kSquare];
+  for (int i = 0; i < kSquare; ++i) std::memcpy(&rows[i], from + i * from_stride, sizeof(Row));
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < kSquare / 2; ++i) {
+      const Row a = rows[i], b = rows[i + kSquare / 2];
+      next[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+      next[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < kSquare; ++i) rows[i] = next[i];
+  }
+  for (int j = 0; j < kSquare; ++j) std::memcpy(to + j * to_stride, &rows[j], sizeof(Row));
+#else
+  for (int i = 0; i < kSquare; ++i) {
+    for (int j = 0; j < kSquare; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+  }
+#endif
+}
+
+// to[j * to_stride + i] = from[i * from_stride + j] for i < m, j < n.
+template <typename T>
+NCSN_INLINE void transpose(const T* from, int64_t from_stride, int64_t m, int64_t n, T* to,
+                           int64_t to_stride) {
+  const int64_t whole_m = m - m % kSquare, whole_n = n - n % kSquare;
+  for (int64_t j = 0; j < whole_n; j += kSquare) {
+    for (int64_t i = 0; i < whole_m; i += kSquare) {
+      transpose_square(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
+    }
+  }
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = i < whole_m ? whole_n : 0; j < n; ++j) {
+      to[j * to_stride + i] = from[i * from_stride + j];
+    }
+  }
+}
+
+// The planes of a task as an image in which they lie side by side, and back. The last image has lanes to spare.
+template <typename T>
+NCSN_INLINE void to_image(const T* planes, const Tasks& tasks, int64_t task, T* image) {
+  const int64_t area = tasks.rows * tasks.pixels, first = task * kVector;
+  transpose(planes + first * area, area, std::min(kVector, tasks.planes - first), area, image,
+            kVector);
+}
+
+template <typename T>
+NCSN_INLINE void from_image(const T* image, const Tasks& tasks, int64_t task, T* planes) {
+  const int64_t area = tasks.rows * tasks.pixels, first = task * kVector;
+  transpose(image, kVector, area, std::min(kVector, tasks.planes - first), planes + first * area,
+            area);
+}
 
 // As wide as a lane, so that a comparison of indices is a mask of lanes.
 template <typename Lane>
@@ -247,12 +325,12 @@ NCSN_INLINE bool has_nan(const T* x, int64_t n) {
   return largest > as<Bits>(static_cast<T>(std::numeric_limits<LaneOf<T>>::infinity()));
 }
 
-// Whether there is one where the windows of a block reach.
+// Whether there is one in a block or within `reach` pixels of it.
 template <typename T>
-NCSN_INLINE bool has_nan(const T* x, const Block& block) {
-  const Span span = block.span.grown(block.pixels);
-  const int64_t first = std::max<int64_t>(block.first_row - kReach, 0);
-  const int64_t rows = std::min(block.last_row + kReach, block.rows) - first;
+NCSN_INLINE bool has_nan(const T* x, const Block& block, int64_t reach) {
+  const Span span = block.span.grown(block.pixels, reach);
+  const int64_t first = std::max<int64_t>(block.first_row - reach, 0);
+  const int64_t rows = std::min(block.last_row + reach, block.rows) - first;
   const int64_t width = (span.last - span.first) * block.lanes;
   x += block.at(first, span.first);
   if (span.last - span.first == block.pixels) return has_nan(x, rows * width);
@@ -277,14 +355,18 @@ struct Forward {
     Input<T> x;
     Rows<Lane, kWindow> maxima;
     Rows<Lane, 1> y;
+    std::vector<T> image_x, image_y;
 
     explicit Scratch(const Tasks& tasks)
-        : Scratch(tasks.block_pixels() * tasks.lanes, tasks.lanes) {}
+        : Scratch(tasks.block_pixels() * tasks.lanes, tasks.lanes) {
+      image_x.resize(tasks.side_by_side());
+      image_y.resize(tasks.side_by_side());
+    }
     Scratch(int64_t n, int64_t lanes) : x(padded(n) + 2 * kReach * lanes), maxima(n), y(n) {}
   };
 
   template <bool nan>
-  NCSN_INLINE void run(const Block& block, Scratch& scratch) const {
+  NCSN_INLINE void run(const T* x, T* y, const Block& block, Scratch& scratch) const {
     const Lane border = border_value<Lane>(zero_border);
     const int64_t n = (block.span.last - block.span.first) * block.lanes;
     const int64_t start = block.first_row - kReach;
@@ -310,25 +392,41 @@ struct Forward {
     Scratch scratch(tasks);
     for (int64_t task = begin; task < end; ++task) {
       const Block block = tasks.block(task);
-      has_nan(x, block) ? run<true>(block, scratch) : run<false>(block, scratch);
+      if (tasks.planes > 0) {
+        to_image(x, tasks, task, scratch.image_x.data());
+        run(scratch.image_x.data(), scratch.image_y.data(), block, scratch);
+        from_image(scratch.image_y.data(), tasks, task, y);
+      } else {
+        run(x, y, block, scratch);
+      }
     }
+  }
+
+  NCSN_INLINE void run(const T* x, T* y, const Block& block, Scratch& scratch) const {
+    has_nan(x, block, kReach) ? run<true>(x, y, block, scratch) : run<false>(x, y, block, scratch);
   }
 };
 
 // --- backward -------------------------------------------------------------------------------------
 
 // The maxima, by the rule of `better`, and which of the five each is.
-template <typename Lane>
+template <bool nan, typename Lane>
 NCSN_INLINE void find_argmaxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima,
                                 IndexOf<Lane>* __restrict at) {
   for (int64_t i = 0; i < padded(n); ++i) {
     const Lane values[kWindow] = {x.p0[i], x.p1[i], x.p2[i], x.p3[i], x.p4[i]};
     Lane best = values[0];
     IndexOf<Lane> where = 0;
-    for (int k = 1; k < kWindow; ++k) {
-      const bool takes_over = (values[k] > best) | (values[k] != values[k]);
-      best = takes_over ? values[k] : best;
-      where = takes_over ? k : where;
+    if constexpr (nan) {
+      for (int k = 1; k < kWindow; ++k) {
+        const bool takes_over = (values[k] > best) | (values[k] != values[k]);
+        best = takes_over ? values[k] : best;
+        where = takes_over ? k : where;
+      }
+    } else {
+      for (int k = 1; k < kWindow; ++k) best = better<false>(values[k], best);
+      where = kWindow - 1;
+      for (int k = kWindow - 2; k >= 0; --k) where = values[k] == best ? k : where;
     }
     maxima[i] = best;
     at[i] = where;
@@ -400,16 +498,29 @@ struct Backward {
     Rows<Index, kHeld> at;
     Rows<Index, 1> window_at;
     Rows<Lane, 1> window_maxima, grad_y, grad_x;
+    std::vector<T> image_x, image_grad_y, image_grad_x;
 
     explicit Scratch(const Tasks& tasks)
-        : Scratch((tasks.block_pixels() + 2 * kReach) * tasks.lanes, tasks.lanes) {}
+        : Scratch((tasks.block_pixels() + 2 * kReach) * tasks.lanes, tasks.lanes) {
+      for (auto* image : {&image_x, &image_grad_y, &image_grad_x}) {
+        image->resize(tasks.side_by_side());
+      }
+    }
     // n: a row of the block with two pixels on either side, whose windows reach into it.
     Scratch(int64_t n, int64_t lanes)
         : x(padded(n) + 2 * kReach * lanes), maxima(n), sums(n + kVector), at(n + kVector),
           window_at(kChunk), window_maxima(kChunk), grad_y(kChunk), grad_x(n) {}
   };
 
-  NCSN_INLINE void run(const Block& block, Scratch& scratch) const {
+  NCSN_INLINE void run(const T* grad_y, const T* x, T* grad_x, const Block& block,
+                       Scratch& scratch) const {
+    has_nan(x, block, 2 * kReach) ? run<true>(grad_y, x, grad_x, block, scratch)
+                                  : run<false>(grad_y, x, grad_x, block, scratch);
+  }
+
+  template <bool nan>
+  NCSN_INLINE void run(const T* grad_y, const T* x, T* grad_x, const Block& block,
+                       Scratch& scratch) const {
     const Span windows = block.span.grown(block.pixels);
     const int64_t n = (windows.last - windows.first) * block.lanes;
     const int64_t width = (block.span.last - block.span.first) * block.lanes;
@@ -424,7 +535,7 @@ struct Backward {
       scratch.sums.advance(kGroup);
       for (int k = 0; k < kGroup; ++k) {
         const int held = kHeld - kGroup + k;
-        find_row(block, windows, group + k, n, scratch.maxima[held], scratch.at[held] + place,
+        find_row<nan>(x, block, windows, group + k, n, scratch.maxima[held], scratch.at[held] + place,
                  scratch);
       }
       for (int64_t i = 0; i < n; i += kChunk) {
@@ -432,7 +543,7 @@ struct Backward {
           const int64_t row = group - kReach + k;
           if (row < std::max<int64_t>(block.first_row - kReach, 0)) continue;
           if (row >= std::min(block.last_row + kReach, block.rows)) break;
-          hand_down(grad_y + block.at(row, windows.first) + i, row, k, i, std::min(kChunk, n - i),
+          hand_down<nan>(grad_y + block.at(row, windows.first) + i, row, k, i, std::min(kChunk, n - i),
                     place, scratch);
         }
       }
@@ -449,12 +560,13 @@ struct Backward {
   }
 
   // The maxima of a row's fives, and which of the five they are.
-  NCSN_INLINE void find_row(const Block& block, Span windows, int64_t row, int64_t n, Lane* maxima,
-                            Index* at, Scratch& scratch) const {
+  template <bool nan>
+  NCSN_INLINE void find_row(const T* x, const Block& block, Span windows, int64_t row, int64_t n,
+                            Lane* maxima, Index* at, Scratch& scratch) const {
     if (row < 0 || row >= block.rows) {
       return fill_row(maxima, n, border_value<Lane>(zero_border));
     }
-    find_argmaxima(Five<const Lane>(scratch.x.read(x, block, row), block.lanes), n, maxima, at);
+    find_argmaxima<nan>(Five<const Lane>(scratch.x.read(x, block, row), block.lanes), n, maxima, at);
     if (zero_border) return;
     for (int64_t p = windows.first; p < std::min<int64_t>(kReach, windows.last); ++p) {
       at_least(Index(kReach - p), block.lanes, at + (p - windows.first) * block.lanes);
@@ -462,10 +574,11 @@ struct Backward {
   }
 
   // Elements i .. i + n - 1 of a row of windows, the middle one of the held rows k .. k + 4.
+  template <bool nan>
   NCSN_INLINE void hand_down(const T* grad_y, int64_t row, int k, int64_t i, int64_t n,
                              int64_t place, Scratch& scratch) const {
     Index* const at = scratch.window_at[0];
-    find_argmaxima(Five<const Lane>(scratch.maxima, k, i), n, scratch.window_maxima[0], at);
+    find_argmaxima<nan>(Five<const Lane>(scratch.maxima, k, i), n, scratch.window_maxima[0], at);
     if (!zero_border && row < kReach) at_least(Index(kReach - row), n, at);
     const Lane* grad = reinterpret_cast<const Lane*>(grad_y);
     if (!is_scratch<T>(n)) {
@@ -480,7 +593,18 @@ struct Backward {
 
   NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
     Scratch scratch(tasks);
-    for (int64_t task = begin; task < end; ++task) run(tasks.block(task), scratch);
+    for (int64_t task = begin; task < end; ++task) {
+      const Block block = tasks.block(task);
+      if (tasks.planes > 0) {
+        to_image(x, tasks, task, scratch.image_x.data());
+        to_image(grad_y, tasks, task, scratch.image_grad_y.data());
+        run(scratch.image_grad_y.data(), scratch.image_x.data(), scratch.image_grad_x.data(), block,
+            scratch);
+        from_image(scratch.image_grad_x.data(), tasks, task, grad_x);
+      } else {
+        run(grad_y, x, grad_x, block, scratch);
+      }
+    }
   }
 };
 

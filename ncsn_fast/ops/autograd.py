@@ -2,6 +2,7 @@
 
 An operator's first gradient is its ``_backward`` operator. Differentiating that gradient goes through the reference
 with its statistics recomputed: saved statistics taken as constants would make second derivatives wrong without a word.
+A second ``Function`` records that, where a graph of the gradient is wanted; else its cost a call is saved.
 Forward-mode differentiation raises, as ``autograd.Function`` without a ``jvp`` does.
 """
 
@@ -71,7 +72,12 @@ class CondInstanceNormELU(Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        grads = CondInstanceNormELUBackward.apply(grad_y, *ctx.saved_tensors, *ctx.settings)
+        if torch.is_grad_enabled():
+            grads = CondInstanceNormELUBackward.apply(grad_y, *ctx.saved_tensors, *ctx.settings)
+        else:
+            _, elu, backend = ctx.settings
+            backward = operator("cond_instance_norm_elu_backward", backend)
+            grads = backward(grad_y, *ctx.saved_tensors, elu)
         return (grads[0], None, grads[1], None, None, None)
 
 
@@ -122,7 +128,12 @@ class MaxPool5(Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        return MaxPool5Backward.apply(grad_y, *ctx.saved_tensors, *ctx.settings), None, None
+        if torch.is_grad_enabled():
+            grad_x = MaxPool5Backward.apply(grad_y, *ctx.saved_tensors, *ctx.settings)
+        else:
+            padding, backend = ctx.settings
+            grad_x = operator("max_pool5_backward", backend)(grad_y, *ctx.saved_tensors, padding)
+        return grad_x, None, None
 
 
 class MaxPool5Backward(Function):
