@@ -99,6 +99,10 @@ def _dense(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def _no_float64(x: Tensor) -> str | None:
+    return "it has no float64 arithmetic" if x.dtype == torch.float64 else None
+
+
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
@@ -106,6 +110,12 @@ LIMITS: dict[str, Callable[..., str | None]] = {
     "max_pool5": _dense,
     "norm_elu_conv3x3": lambda x, labels, norm_weight, weight, bias, residual: _dense(x, residual),
     "philox_": _dense,
+}
+
+
+# The same for the Triton kernels alone.
+TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
+    "cond_instance_norm_elu": lambda x, labels, weight: _no_float64(x),
 }
 
 
@@ -122,7 +132,12 @@ def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) ->
         return reason
     if not extension.has_kernel(op, backend, device_type):
         return f"{op} has no {backend} kernel for {device_type}"
-    return LIMITS[op](*tensors) if tensors else None
+    if not tensors:
+        return None
+    reason = LIMITS[op](*tensors)
+    if reason is None and backend == "triton" and op in TRITON_LIMITS:
+        reason = TRITON_LIMITS[op](*tensors)
+    return reason
 
 
 def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
