@@ -334,6 +334,14 @@ def apply_kernel(
 
 
 @triton.jit
+def saved_statistics(mean_ptr, rstd_ptr, sample, c, channels):
+    """Of planes: the saved mean and 1/std."""
+    plane = sample.to(tl.int64) * channels + c
+    mean = tl.load(mean_ptr + plane, mask=c < channels, other=0.0)
+    return mean, tl.load(rstd_ptr + plane, mask=c < channels, other=0.0)
+
+
+@triton.jit
 def tile_gradients(
     grad_y_ptr, x_ptr, first, offsets, inside, mean, rstd, gamma, shift, ELU: tl.constexpr
 ):  # fmt: skip
@@ -380,9 +388,7 @@ def gradient_kernel(
     )
     gamma = load_weight(row_ptr, known, 0, c, channels)
     beta = load_weight(row_ptr, known, 1, c, channels)
-    plane = sample.to(tl.int64) * channels + c
-    mean = tl.load(mean_ptr + plane, mask=c < channels, other=0.0)
-    rstd = tl.load(rstd_ptr + plane, mask=c < channels, other=0.0)
+    mean, rstd = saved_statistics(mean_ptr, rstd_ptr, sample, c, channels)
     if WHOLE:
         first, offsets, inside = tile_of(
             sample, channel, 0, channels, spatial, LAST, PLANES, POSITIONS
@@ -418,30 +424,6 @@ def gradient_kernel(
             store(grad_x_ptr, first, offsets, inside, grad_x)
 
 
-@triton.jit
-def parameters(
-    labels_ptr, weight_ptr, mean_ptr, sample, c, table_rows, label_stride, channels, spatial,
-    PLUSPLUS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of planes, from the saved means: gamma, alpha, m, what is added after gamma, 1/std of means."""
-    row_ptr, known = weight_row(
-        labels_ptr, label_stride, sample, weight_ptr, table_rows, channels, PLUSPLUS
-    )
-    gamma = load_weight(row_ptr, known, 0, c, channels)
-    alpha, m, channel_rstd = gamma, gamma, 0.0  # of no use unless PLUSPLUS
-    shift = load_weight(row_ptr, known, 2 if PLUSPLUS else 1, c, channels)
-    if PLUSPLUS:
-        origin, middle, channel_rstd = channel_statistics(
-            mean_ptr, sample, 1, spatial, channels, spatial, 1, BLOCK
-        )
-        plane = sample.to(tl.int64) * channels + c
-        mean = tl.load(mean_ptr + plane, mask=c < channels, other=0.0)
-        alpha = load_weight(row_ptr, known, 1, c, channels)
-        m = (mean - origin - middle) * channel_rstd
-        shift += gamma * alpha * m
-    return gamma, alpha, m, shift, channel_rstd
-
-
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def gradient_sums_kernel(
     grad_y_ptr, x_ptr, labels_ptr, weight_ptr, mean_ptr, rstd_ptr, grad_beta_ptr, grad_gamma_ptr,
@@ -452,43 +434,27 @@ def gradient_sums_kernel(
     """Sums of grad_u and grad_u * xhat over parts of planes: two tensors ``(N, splits, C)``."""
     sample, channel, part = work_item(splits, channels, PLANES)
     c = channel + tl.arange(0, PLANES)
-    gamma, _, _, shift, _ = parameters(
-        labels_ptr, weight_ptr, mean_ptr, sample, c, table_rows, label_stride, channels, spatial,
-        PLUSPLUS, BLOCK,
-    )  # fmt: skip
-    plane = sample.to(tl.int64) * channels + c
-    mean = tl.load(mean_ptr + plane, mask=c < channels, other=0.0)
-    rstd = tl.load(rstd_ptr + plane, mask=c < channels, other=0.0)
+    row_ptr, known = weight_row(
+        labels_ptr, label_stride, sample, weight_ptr, table_rows, channels, PLUSPLUS
+    )
+    gamma = load_weight(row_ptr, known, 0, c, channels)
+    shift = load_weight(row_ptr, known, 2 if PLUSPLUS else 1, c, channels)
+    mean, rstd = saved_statistics(mean_ptr, rstd_ptr, sample, c, channels)
+    if PLUSPLUS:
+        origin, middle, channel_rstd = channel_statistics(
+            mean_ptr, sample, 1, spatial, channels, spatial, 1, BLOCK
+        )
+        alpha = load_weight(row_ptr, known, 1, c, channels)
+        shift += gamma * alpha * ((mean - origin - middle) * channel_rstd)
     tiles = tl.minimum(length, tl.cdiv(spatial, POSITIONS) - part * length)
     grad_beta, grad_gamma = gradient_sums_of_range(
-        grad_y_ptr, x_ptr, mean, rstd, gamma, shift, sample, channel,
-        part * length, tiles, channels, spatial,
+        grad_y_ptr, x_ptr, mean, rstd, gamma, shift,
+        sample, channel, part * length, tiles, channels, spatial,
         ELU, LAST, PLANES, POSITIONS,
     )  # fmt: skip
     at = (sample.to(tl.int64) * splits + part) * channels + c
     tl.store(grad_beta_ptr + at, grad_beta, mask=c < channels)
     tl.store(grad_gamma_ptr + at, grad_gamma, mask=c < channels)
-
-
-@triton.jit
-def mean_gradient_sums(
-    labels_ptr, weight_ptr, mean_ptr, grad_beta_ptr, sample, table_rows, label_stride, splits,
-    channels, spatial, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """InstanceNorm++: over a sample's channels, the mean of grad_m and the sum of grad_m * m."""
-    total = tl.zeros([BLOCK], tl.float32)
-    along_m = tl.zeros([BLOCK], tl.float32)
-    for channel in range(0, channels, BLOCK):
-        c = channel + tl.arange(0, BLOCK)
-        gamma, alpha, m, _, _ = parameters(
-            labels_ptr, weight_ptr, mean_ptr, sample, c, table_rows, label_stride,
-            channels, spatial, True, BLOCK,
-        )  # fmt: skip
-        grad_beta = sum_of_parts(grad_beta_ptr, sample, c, splits, channels, SPLITS)
-        grad_m = gamma * alpha * grad_beta  # 0 beyond the channels, as gamma is
-        total += grad_m
-        along_m += tl.where(c < channels, grad_m * m, 0.0)
-    return tl.sum(total, 0) / channels, tl.sum(along_m, 0)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -502,35 +468,46 @@ def gradient_apply_kernel(
     """Combines the sums of a plane's parts, then writes grad_x of one tile."""
     sample, channel, part = work_item(parts, channels, PLANES)
     c = channel + tl.arange(0, PLANES)
-    gamma, alpha, m, shift, channel_rstd = parameters(
-        labels_ptr, weight_ptr, mean_ptr, sample, c, table_rows, label_stride, channels, spatial,
-        PLUSPLUS, BLOCK,
-    )  # fmt: skip
-    plane = sample.to(tl.int64) * channels + c
-    mean = tl.load(mean_ptr + plane, mask=c < channels, other=0.0)
-    rstd = tl.load(rstd_ptr + plane, mask=c < channels, other=0.0)
+    row_ptr, known = weight_row(
+        labels_ptr, label_stride, sample, weight_ptr, table_rows, channels, PLUSPLUS
+    )
+    gamma = load_weight(row_ptr, known, 0, c, channels)
+    shift = load_weight(row_ptr, known, 2 if PLUSPLUS else 1, c, channels)
+    mean, rstd = saved_statistics(mean_ptr, rstd_ptr, sample, c, channels)
     grad_beta = sum_of_parts(part_beta_ptr, sample, c, splits, channels, SPLITS)
     grad_gamma = sum_of_parts(part_gamma_ptr, sample, c, splits, channels, SPLITS)
 
     constant = -gamma * rstd * (grad_beta / spatial)  # what every position of a plane gets
+    grad_weight_gamma = grad_gamma
+    grad_row_ptr = grad_rows_ptr + sample.to(tl.int64) * ((3 if PLUSPLUS else 2) * channels)
     if PLUSPLUS:
-        average, along_m = mean_gradient_sums(
-            labels_ptr, weight_ptr, mean_ptr, part_beta_ptr, sample, table_rows, label_stride,
-            splits, channels, spatial, SPLITS, BLOCK,
-        )  # fmt: skip
-        grad_m = gamma * alpha * grad_beta
-        grad_mean = channel_rstd * (grad_m - average - m * (along_m / (channels - 1)))
+        origin, middle, channel_rstd = channel_statistics(
+            mean_ptr, sample, 1, spatial, channels, spatial, 1, BLOCK
+        )
+        alpha = load_weight(row_ptr, known, 1, c, channels)
+        m = (mean - origin - middle) * channel_rstd
+        shift += gamma * alpha * m
+        # Back through m, which has every channel mean of the sample in it.
+        sums = tl.zeros([BLOCK], tl.float32)
+        along_m = tl.zeros([BLOCK], tl.float32)
+        for block in range(0, channels, BLOCK):
+            b = block + tl.arange(0, BLOCK)
+            mean_b, _ = saved_statistics(mean_ptr, rstd_ptr, sample, b, channels)
+            grad_m = sum_of_parts(part_beta_ptr, sample, b, splits, channels, SPLITS)
+            grad_m *= load_weight(row_ptr, known, 0, b, channels)
+            grad_m *= load_weight(row_ptr, known, 1, b, channels)
+            sums += grad_m  # 0 beyond the channels
+            along_m += grad_m * ((mean_b - origin - middle) * channel_rstd)
+        average, spread = tl.sum(sums, 0) / channels, tl.sum(along_m, 0) / (channels - 1)
+        grad_mean = channel_rstd * (gamma * alpha * grad_beta - average - m * spread)
         constant += grad_mean / spatial
+        grad_weight_gamma += alpha * m * grad_beta
+        if part == 0:
+            tl.store(grad_row_ptr + channels + c, gamma * m * grad_beta, mask=c < channels)
     if part == 0:
-        width = (3 if PLUSPLUS else 2) * channels
-        row_ptr = grad_rows_ptr + sample.to(tl.int64) * width
-        if PLUSPLUS:
-            tl.store(row_ptr + c, grad_gamma + alpha * m * grad_beta, mask=c < channels)
-            tl.store(row_ptr + channels + c, gamma * m * grad_beta, mask=c < channels)
-            tl.store(row_ptr + 2 * channels + c, grad_beta, mask=c < channels)
-        else:
-            tl.store(row_ptr + c, grad_gamma, mask=c < channels)
-            tl.store(row_ptr + channels + c, grad_beta, mask=c < channels)
+        tl.store(grad_row_ptr + c, grad_weight_gamma, mask=c < channels)
+        beta_ptr = grad_row_ptr + (2 if PLUSPLUS else 1) * channels
+        tl.store(beta_ptr + c, grad_beta, mask=c < channels)
 
     first, offsets, inside = tile_of(
         sample, channel, part * POSITIONS, channels, spatial, LAST, PLANES, POSITIONS
@@ -549,8 +526,8 @@ def weight_gradient_kernel(
     SAMPLES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A block of columns of a row of the weight's gradient: its samples' rows, in their order."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1)
+    row = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], tl.float32)
     for sample in range(0, samples, SAMPLES):
         n = (sample + tl.arange(0, SAMPLES)).to(tl.int64)
@@ -623,7 +600,8 @@ def cond_instance_norm_elu(
     samples, channels = x.shape[:2]
     spatial = math.prod(x.shape[2:])
     y = torch.empty_like(x)
-    mean, rstd = x.new_empty(2, samples, channels, dtype=torch.float32).unbind()
+    mean = x.new_empty(samples, channels, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     if x.numel() == 0:
         return y, mean, rstd
     last, plusplus = not x.is_contiguous(), weight.shape[1] == 3 * channels
@@ -706,7 +684,7 @@ def cond_instance_norm_elu_backward(
             )  # fmt: skip
         grad_weight = torch.empty_like(weight)
         width, columns = weight.shape[1], 64
-        weight_gradient_kernel[(triton.cdiv(width, columns), weight.shape[0])](
+        weight_gradient_kernel[(weight.shape[0], triton.cdiv(width, columns))](
             grad_rows, labels, grad_weight, samples, table[1], width,
             SAMPLES=32, COLUMNS=columns, num_warps=2, **OPTIONS,
         )  # fmt: skip

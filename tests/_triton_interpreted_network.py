@@ -1,7 +1,8 @@
-"""The Triton kernels of the network's operators in Triton's interpreter, on CPU tensors, against float64.
+"""The Triton kernels of the network in Triton's interpreter, on CPU tensors, against float64.
 
 Not collected by name: TRITON_INTERPRET=1 must be set before Triton is imported, so test_triton.py
-runs this file in a process of its own.
+runs this file in a process of its own. The interpreter takes some 50 ms a program: shapes are small, and
+tiles are made smaller, so that small shapes go the ways of large ones.
 """
 
 from __future__ import annotations
@@ -11,32 +12,24 @@ import torch
 import triton
 import triton.language as tl
 from tolerances import assert_forward, assert_gradient
+from torch.nn import functional as F
 
 from ncsn_fast import ops
 from ncsn_fast.kernels import cond_instance_norm_elu as norm
-from ncsn_fast.ops import reference
+from ncsn_fast.kernels import max_pool5 as pool
+from ncsn_fast.ops import dispatch, reference
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+PLAIN, PLUSPLUS = 2, 3  # columns a channel
 K = 4
-
-# How the kernels go about it: by the sizes of tiles, which are made small so that images can be.
-ROUTES = {
-    "whole planes": {},
-    "tile by tile": {"TILE": 64, "SMALL_TILE": 64, "ENOUGH_PROGRAMS": 1},
-    "in parts": {"TILE": 64, "SMALL_TILE": 64, "MAX_SPLITS": 4, "CHANNEL_BLOCK": 4},
-}
+IDS = {NCHW: "nchw", NHWC: "nhwc", PLAIN: "plain", PLUSPLUS: "plusplus"}
+LAYOUTS = pytest.mark.parametrize("layout", [NCHW, NHWC], ids=IDS.get)
+COLUMNS = pytest.mark.parametrize("columns", [PLAIN, PLUSPLUS], ids=IDS.get)
 
 
-@pytest.fixture(params=ROUTES, ids=lambda name: name.replace(" ", "_"))
-def route(request, monkeypatch) -> str:
-    for name, value in ROUTES[request.param].items():
-        monkeypatch.setattr(norm, name, value)
-    return request.param
-
-
-def norm_inputs(shape, dtype=torch.float32, layout=torch.contiguous_format, columns=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def norm_inputs(shape, dtype=F32, layout=NCHW, columns=PLAIN):
+    generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator) * 2 + 0.5
     weight = torch.randn(K, columns * shape[1], generator=generator) + 1
     labels = torch.randint(K, shape[:1], generator=generator)
@@ -44,7 +37,7 @@ def norm_inputs(shape, dtype=torch.float32, layout=torch.contiguous_format, colu
     return x, labels, weight.to(dtype)
 
 
-def inside_nan(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def in_nan(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The values in the middle of a NaN-filled memory, with their layout, and that memory."""
     memory = torch.full((values.numel() + 64,), float("nan"), dtype=values.dtype)
     inside = memory.as_strided(values.shape, values.stride(), 32)
@@ -53,49 +46,259 @@ def inside_nan(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture
-def poison(monkeypatch):
-    """Kernels find NaN around what they read and in what they write; checks what lies around it."""
+def outputs_in_nan(monkeypatch):
+    """What the kernels allocate is NaN, and lies in NaN that must not be touched."""
     memories = []
+    empty_like = torch.empty_like
 
-    def empty_like(values: torch.Tensor) -> torch.Tensor:
-        inside, memory = inside_nan(torch.full_like(values, float("nan")))
+    def poisoned(like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if dtype is not None:  # the places of the pool's maxima: integers
+            return empty_like(like, dtype=dtype).fill_(77)
+        inside, memory = in_nan(torch.full_like(like, float("nan")))
         memories.append(memory)
         return inside
 
-    monkeypatch.setattr(torch, "empty_like", empty_like)
-    yield lambda values: inside_nan(values)[0]
+    monkeypatch.setattr(torch, "empty_like", poisoned)
+    yield
+    assert memories
     for memory in memories:
         assert memory[:32].isnan().all() and memory[-32:].isnan().all()
 
 
-def check_norm(x, labels, weight, elu, poison, dtype=None):
+def check_norm(x, labels, weight, elu=True, grad_layout=None):
     """Forward and backward against the reference in float64."""
-    dtype = dtype or x.dtype
-    y, mean, rstd = norm.cond_instance_norm_elu(poison(x), labels, poison(weight), 1e-5, elu)
+    arguments = (in_nan(x)[0], labels, in_nan(weight)[0])
+    y, mean, rstd = norm.cond_instance_norm_elu(*arguments, 1e-5, elu)
     assert y.dtype == x.dtype and y.stride() == x.stride()
-    assert mean.dtype == rstd.dtype == torch.float32
+    assert mean.dtype == rstd.dtype == F32
 
     x64, weight64 = (t.detach().double().requires_grad_() for t in (x, weight))
     expected = reference.cond_instance_norm_elu(x64, labels, weight64, 1e-5, elu)
-    assert_forward(y, expected, dtype)
+    assert_forward(y, expected, x.dtype)
     grad_y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
-    grad_x, grad_weight = norm.cond_instance_norm_elu_backward(
-        grad_y, poison(x), labels, poison(weight), mean, rstd, elu
-    )
+    expected_x, expected_weight = torch.autograd.grad(expected, (x64, weight64), grad_y.double())
+    grad_y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(grad_y)
+    if grad_layout is not None:
+        grad_y = grad_y.contiguous(memory_format=grad_layout)
+    grad_x, grad_weight = norm.cond_instance_norm_elu_backward(grad_y, *arguments, mean, rstd, elu)
     assert grad_x.dtype == x.dtype and grad_x.stride() == x.stride()
     assert grad_weight.dtype == weight.dtype and grad_weight.is_contiguous()
-    expected_x, expected_weight = torch.autograd.grad(expected, (x64, weight64), grad_y.double())
-    assert_gradient(grad_weight, expected_weight, dtype)
-    if x.shape[2:].numel() > 1:  # of one pixel the plane's own part is 0, times 1/sqrt(eps)
-        assert_gradient(grad_x, expected_x, dtype)
-    again = norm.cond_instance_norm_elu_backward(grad_y, x, labels, weight, mean, rstd, elu)
-    assert torch.equal(again[0], grad_x) and torch.equal(again[1], grad_weight)
+    assert_gradient(grad_weight, expected_weight, x.dtype)
+    if x.shape[2:].numel() > 1:  # of one pixel the plane's own part is 0, but for rounding / eps
+        assert_gradient(grad_x, expected_x, x.dtype)
 
 
-@pytest.mark.parametrize("columns", [2, 3], ids=["plain", "plusplus"])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 10, 9, 11), (1, 4, 1, 1)], ids=str)
-def test_norm(route, shape, layout, columns, poison):
-    for dtype in DTYPES:
-        elu = dtype != torch.float16
-        check_norm(*norm_inputs(shape, dtype, layout, columns), elu, poison)
+# --- conditional instance norm + ELU --------------------------------------------------------------
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_norm_of_whole_planes(dtype, layout, outputs_in_nan):
+    check_norm(*norm_inputs((2, 3, 5, 7), dtype, layout))
+
+
+@LAYOUTS
+def test_norm_tile_by_tile(layout, outputs_in_nan, monkeypatch):
+    monkeypatch.setattr(norm, "TILE", 64)
+    monkeypatch.setattr(norm, "ENOUGH_PROGRAMS", 1)
+    check_norm(*norm_inputs((1, 3, 9, 11), F32, layout))
+    assert norm.in_one_kernel(1, 3, 99, False, False) == (True, False)
+
+
+@COLUMNS
+@LAYOUTS
+def test_norm_in_parts(layout, columns, outputs_in_nan, monkeypatch):
+    for name, value in {"TILE": 64, "SMALL_TILE": 64, "MAX_SPLITS": 4, "CHANNEL_BLOCK": 2}.items():
+        monkeypatch.setattr(norm, name, value)
+    check_norm(*norm_inputs((1, 3, 9, 11), F32, layout, columns))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_plusplus(dtype, layout, outputs_in_nan):
+    check_norm(*norm_inputs((2, 3, 5, 7), dtype, layout, PLUSPLUS), elu=dtype == BF16)
+
+
+@COLUMNS
+def test_norm_of_one_pixel_and_of_lines(columns):
+    x, labels, weight = norm_inputs((2, 3, 1, 1), F32, NCHW, columns)
+    check_norm(x, labels, weight)
+    if columns == PLAIN:
+        y = norm.cond_instance_norm_elu(x, labels, weight, 1e-5, True)[0]
+        torch.testing.assert_close(y, F.elu(weight[labels][:, 3:, None, None]))
+    check_norm(*norm_inputs((1, 2, 19), F32, NCHW, columns), elu=False)
+
+
+@LAYOUTS
+def test_gradient_of_another_layout(layout):
+    check_norm(
+        *norm_inputs((2, 3, 4, 5), F32, layout), grad_layout=NHWC if layout == NCHW else NCHW
+    )
+
+
+def test_labels_and_weight_of_any_stride():
+    x, _, weight = norm_inputs((3, 2, 4, 3))
+    check_norm(x, torch.tensor([1, 9, 3, 9, 0, 9])[::2], weight)
+    check_norm(x, torch.tensor([2]), weight.t().contiguous().t())
+
+
+def test_half_input_with_float32_weight():
+    x, labels, weight = norm_inputs((2, 3, 4, 3), BF16)
+    check_norm(x, labels, weight.float())
+
+
+@pytest.mark.parametrize("label", [-1, K])
+def test_wrong_label_is_not_followed(label):
+    x, _, weight = norm_inputs((1, 2, 3, 3))
+    with pytest.raises(Exception, match="label out of range"):
+        norm.cond_instance_norm_elu(x, torch.tensor([label]), weight, 1e-5, True)
+
+
+@pytest.mark.parametrize("route", ["whole", "tiles", "parts"])
+def test_norm_keeps_digits_of_a_large_mean(route, monkeypatch):
+    if route != "whole":
+        monkeypatch.setattr(norm, "TILE", 256)
+        monkeypatch.setattr(norm, "SMALL_TILE", 256)
+        monkeypatch.setattr(norm, "ENOUGH_PROGRAMS", 1 if route == "tiles" else 128)
+    x = torch.randn(1, 1, 33, 31, generator=torch.Generator().manual_seed(0)) + 1e4
+    weight = torch.tensor([[1.0, 0.0]])
+    got, mean, _ = norm.cond_instance_norm_elu(x, torch.tensor([0]), weight, 1e-5, False)
+    expected = F.instance_norm(x.double(), eps=1e-5)
+    assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert (mean - x.double().mean((2, 3))).abs() < 1e-3
+
+
+@COLUMNS
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_norm_keeps_nan_in_its_plane(bad, columns):
+    x, labels, weight = norm_inputs((2, 2, 3, 3), F32, NCHW, columns)
+    x[1, 1, 0, 0] = bad
+    y = norm.cond_instance_norm_elu(x, labels, weight, 1e-5, True)[0]
+    expected = reference.cond_instance_norm_elu(x, labels, weight)
+    assert torch.equal(y.isnan(), expected.isnan()) and y[1, 1].isnan().all()
+
+
+def test_empty_batch():
+    x, labels, weight = norm_inputs((0, 3, 4, 4))
+    y, mean, rstd = norm.cond_instance_norm_elu(x, labels, weight, 1e-5, True)
+    grad_x, grad_weight = norm.cond_instance_norm_elu_backward(
+        y, x, labels, weight, mean, rstd, True
+    )
+    assert y.shape == grad_x.shape == x.shape and mean.shape == rstd.shape == (0, 3)
+    assert not grad_weight.any()
+    assert pool.max_pool5(x, "zero").shape == pool.max_pool5_backward(x, x, "zero").shape == x.shape
+
+
+@triton.jit
+def map_expm1(u_ptr, y_ptr, BLOCK: tl.constexpr):
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + lane, norm.activated(tl.load(u_ptr + lane), True))
+
+
+def test_elu_near_zero():
+    tiny = -torch.logspace(-40, 2, 2**15)
+    u = torch.cat([torch.linspace(-2, 0, 2**16), tiny, -tiny])
+    u = torch.cat([u, torch.tensor([0.0, -0.0, float("inf"), -float("inf")])])
+    u = F.pad(u, (0, -len(u) % 4096))
+    y = torch.empty_like(u)
+    map_expm1[(len(u) // 4096,)](u, y, BLOCK=4096)
+    expected = F.elu(u.double())
+    finite = expected.isfinite()
+    assert ((y - expected).abs()[finite & (u <= 0)] <= 1e-7).all()
+    assert torch.equal(y[u > 0], u[u > 0])
+    map_expm1[(1,)](torch.full((16,), float("nan")), y, BLOCK=16)
+    assert y[:16].isnan().all()
+
+
+# --- 5x5 max pool ---------------------------------------------------------------------------------
+
+
+def check_pool(x, padding):
+    """Values and gradients as PyTorch's, also of equal numbers, infinities and NaN."""
+    grad_y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
+    y = pool.max_pool5(in_nan(x)[0], padding)
+    expected = reference.max_pool5(x, padding)
+    assert y.dtype == x.dtype and y.stride() == x.stride()
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+    grad_x = pool.max_pool5_backward(grad_y, in_nan(x)[0], padding)
+    expected = reference.max_pool5_backward(grad_y.double(), x.double(), padding)
+    assert grad_x.dtype == x.dtype and grad_x.stride() == x.stride()
+    assert_gradient(grad_x, expected, x.dtype)
+
+
+def pool_input(shape, dtype=F32, layout=NCHW):
+    """Few different numbers, most below zero, so that many windows hold equal ones."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) - 1
+    return x.round().to(dtype).contiguous(memory_format=layout)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("padding", ["neg_inf", "zero"])
+@pytest.mark.parametrize("shape", [(2, 2, 11, 3), (1, 3, 5, 9)], ids=str)
+def test_pool(shape, padding, layout, outputs_in_nan):
+    check_pool(pool_input(shape, F32, layout), padding)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, torch.float64], ids=str)
+def test_pool_dtypes(dtype):
+    check_pool(pool_input((1, 2, 4, 5), dtype, NHWC), "neg_inf")
+
+
+@pytest.mark.parametrize("padding", ["neg_inf", "zero"])
+def test_pool_of_infinities_and_nan(padding):
+    x = torch.full((1, 2, 6, 7), -float("inf"))
+    x[0, 1].view(-1)[::5] = float("nan")
+    x[0, 1, :2] = -float("inf")
+    check_pool(x, padding)
+    check_pool(pool_input((1, 1, 1, 1)), padding)
+
+
+@LAYOUTS
+def test_pool_64_bit_offsets(layout, monkeypatch):
+    monkeypatch.setattr(pool, "INT32_ELEMENTS", 0)
+    check_pool(pool_input((1, 2, 5, 4), F32, layout), "neg_inf")
+
+
+# --- as operators ---------------------------------------------------------------------------------
+
+
+def test_public_functions_run_triton(record_backends):
+    x, labels, weight = norm_inputs((1, 2, 4, 3), F32, NHWC)
+    results = []
+    for backend in ("triton", "reference"):
+        inputs = [t.clone().requires_grad_() for t in (x, weight)]
+        with record_backends() as ran:
+            h = ops.cond_instance_norm_elu(inputs[0], labels, inputs[1], backend=backend)
+            h = ops.max_pool5(h, backend=backend)
+            (grad,) = torch.autograd.grad(h.pow(2).sum(), inputs[0], create_graph=True)
+            results += [h, grad, *torch.autograd.grad(grad.pow(2).sum(), inputs)]
+        assert {name for _, name in ran} <= {backend}
+        if backend == "triton":
+            assert {name for name, _ in ran} == {
+                "cond_instance_norm_elu", "cond_instance_norm_elu_backward",
+                "max_pool5", "max_pool5_backward",
+            }  # fmt: skip
+    for got, expected in zip(results[:4], results[4:], strict=True):
+        assert_gradient(got, expected, F32)
+
+
+def test_float64_is_refused_by_name():
+    x, labels, weight = norm_inputs((1, 2, 3, 3), torch.float64)
+    with pytest.raises(dispatch.BackendError, match="triton.*no float64"):
+        ops.cond_instance_norm_elu(x, labels, weight, backend="triton")
+    ops.max_pool5(x, backend="triton")
+
+
+@pytest.mark.parametrize("layout", [NCHW, NHWC], ids=IDS.get)
+def test_opcheck(layout):
+    x, labels, weight = norm_inputs((1, 2, 2, 3), F32, layout)
+    y, mean, rstd = norm.cond_instance_norm_elu(x, labels, weight, 1e-5, True)
+    calls = {
+        "cond_instance_norm_elu": (x, labels, weight, 1e-5, True),
+        "cond_instance_norm_elu_backward": (y, x, labels, weight, mean, rstd, True),
+        "max_pool5": (x, "zero"),
+        "max_pool5_backward": (y, x, "zero"),
+    }
+    for name, arguments in calls.items():
+        operator = getattr(torch.ops.ncsn_fast_triton, name).default
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -7,30 +7,37 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
+from _triton_ahead import TARGETS, check, compile_kernel, launches_of  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
-from ncsn_fast.kernels import langevin_step, philox  # noqa: E402
+from ncsn_fast.kernels import (  # noqa: E402
+    cond_instance_norm_elu,
+    langevin_step,
+    max_pool5,
+    philox,
+)
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
+EXCHANGE = 4 * 4 * philox.GROUPS_PER_PROGRAM  # bytes: at most one exchange of the noise
 SCORES = ("fp32", "bf16", "fp16", "fp64")
 FLAGS = ("X_LAST", "SCORE_LAST", "NOISE_LAST", "CHANNEL_MINOR", "WIDE")
 
 
-def test_interpreter(tmp_path):
-    """Runs _triton_interpreted.py where TRITON_INTERPRET=1 is set before anything is imported."""
+@pytest.mark.parametrize(
+    ("file", "least"), [("_triton_interpreted.py", 60), ("_triton_interpreted_network.py", 45)]
+)
+def test_interpreter(file, least, tmp_path):
+    """Runs a file of tests where TRITON_INTERPRET=1 is set before anything is imported."""
     report = tmp_path / "report.xml"
-    tests = Path(__file__).with_name("_triton_interpreted.py")
+    tests = Path(__file__).with_name(file)
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", tests],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -39,25 +46,7 @@ def test_interpreter(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
-    assert int(suite.get("tests")) >= 60 and int(suite.get("skipped")) == 0, result.stdout
-
-
-def signature(kernel, types: dict[str, str], constants: dict[str, object]) -> dict[str, str]:
-    """Every parameter's type, in order: the given ones, constants, and int32 for all others."""
-    return {
-        name: "constexpr" if name in constants else types.get(name, "i32")
-        for name in kernel.arg_names
-    }
-
-
-def compile_kernel(kernel, target: GPUTarget, types: dict[str, str], constants: dict[str, object]):
-    """As the launcher would compile it for these argument types, pointers being aligned to 16."""
-    pointers = [name for name in types if types[name].startswith("*")]
-    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
-    source = ASTSource(
-        kernel, signature(kernel, types, constants), constexprs=constants, attrs=aligned
-    )
-    return triton.compile(source, target=target, options={"enable_fp_fusion": True})
+    assert int(suite.get("tests")) >= least and int(suite.get("skipped")) == 0, result.stdout
 
 
 def langevin_variant(target, score: str = "fp32", noise: str | None = None, *flags: str):
@@ -125,42 +114,10 @@ def target(request, tmp_path_factory):
         yield TARGETS[request.param]
 
 
-def cuda_resources(cubin: bytes, folder: Path) -> tuple[int, int]:
-    """Registers of a thread, and bytes of local memory (where registers spill to)."""
-    binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not binary.is_file():
-        pytest.skip("this build of triton brings no cuobjdump")
-    file = folder / "kernel.cubin"
-    file.write_bytes(cubin)
-    usage = subprocess.check_output([binary, "-res-usage", file], text=True)
-    registers, stack, local = (
-        int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")
-    )
-    return registers, stack + local
-
-
-def check(name: str, compiled, folder: Path) -> str:
-    """Fails on spills and on shared memory; prints a row; returns the assembly."""
-    if "cubin" in compiled.asm:
-        assembly = compiled.asm["ptx"]
-        registers, spilled = cuda_resources(compiled.asm["cubin"], folder)
-    else:
-        assembly = compiled.asm["amdgcn"]
-        found = dict(re.findall(r"\.(vgpr_count|[vs]gpr_spill_count):\s+(\d+)", assembly))
-        registers = int(found["vgpr_count"])
-        spilled = int(found["vgpr_spill_count"]) + int(found["sgpr_spill_count"])
-    shared = compiled.metadata.shared
-    arch = compiled.metadata.target.arch
-    print(f"{arch!s:7} {name:32} {registers:3} registers, {spilled} spilled, {shared} B shared")
-    assert spilled == 0
-    assert shared <= 4 * 4 * philox.GROUPS_PER_PROGRAM  # at most one exchange of the noise
-    return assembly
-
-
 def test_langevin_step_compiles(target, tmp_path):
     for name, variant in LANGEVIN.items():
         compiled = langevin_variant(target, *variant)
-        assembly = check(name, compiled, tmp_path)
+        assembly = check(name, compiled, tmp_path, EXCHANGE)
         if target.backend == "cuda" and "VECTOR" in variant:
             assert "ld.global.v4.b32" in assembly and "st.global.v4.b32" in assembly
             assert compiled.metadata.shared == 0
@@ -170,7 +127,7 @@ def test_philox_compiles(target, tmp_path):
     for name, flags in PHILOX.items():
         for kind in range(3):
             compiled = philox_variant(target, kind, *flags)
-            assembly = check(f"philox {name} kind {kind}", compiled, tmp_path)
+            assembly = check(f"philox {name} kind {kind}", compiled, tmp_path, EXCHANGE)
             if target.backend == "cuda" and "VECTOR" in flags:
                 assert "st.global.v4.b32" in assembly
                 assert compiled.metadata.shared == 0
@@ -192,3 +149,79 @@ def test_numbers_are_int32():
         for word in (philox.int32(value), philox.int32(value >> 32)):
             assert -(2**31) <= word < 2**31
         assert philox.int32(value) % 2**32 == value % 2**32
+
+
+# --- the network's operators ----------------------------------------------------------------------
+
+
+def norm_launches(n, channels, size, dtype, last, plusplus):
+    """What forward and backward launch for a batch of images."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
+    weight = torch.empty(10, (3 if plusplus else 2) * channels, device="meta")
+    labels = torch.empty(n, dtype=torch.int64, device="meta")
+
+    def call() -> None:
+        y, mean, rstd = cond_instance_norm_elu.cond_instance_norm_elu(x, labels, weight, 1e-5, True)
+        cond_instance_norm_elu.cond_instance_norm_elu_backward(
+            y, x, labels, weight, mean, rstd, True
+        )
+
+    return launches_of(cond_instance_norm_elu, call)
+
+
+def pool_launches(n, channels, size, dtype, last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
+
+    def call() -> None:
+        max_pool5.max_pool5_backward(max_pool5.max_pool5(x, "zero"), x, "zero")
+
+    return launches_of(max_pool5, call)
+
+
+# Images of the default network, and the largest; for the other chips every kernel once.
+NETWORK = {
+    "norm nchw 32x32 fp32": partial(norm_launches, 256, 128, 32, torch.float32, False, False),
+    "norm nchw 64x64 bf16": partial(norm_launches, 256, 128, 64, torch.bfloat16, False, False),
+    "norm nhwc 32x32 bf16": partial(norm_launches, 256, 128, 32, torch.bfloat16, True, False),
+    "norm nhwc 64x64 fp16": partial(norm_launches, 256, 128, 64, torch.float16, True, False),
+    "norm nhwc 256x256 fp32": partial(norm_launches, 1, 32, 256, torch.float32, True, False),
+    "norm++ nchw 32x32 bf16": partial(norm_launches, 16, 128, 32, torch.bfloat16, False, True),
+    "norm++ nhwc 32x32 fp32": partial(norm_launches, 16, 128, 32, torch.float32, True, True),
+    "norm nchw 33x33 bf16": partial(norm_launches, 16, 130, 33, torch.bfloat16, False, False),
+    "norm nhwc 33x33 bf16": partial(norm_launches, 16, 130, 33, torch.bfloat16, True, False),
+    "norm++ 1x1 fp32": partial(norm_launches, 16, 5, 1, torch.float32, False, True),
+    "pool nchw 32x32 fp32": partial(pool_launches, 256, 128, 32, torch.float32, False),
+    "pool nhwc 32x32 bf16": partial(pool_launches, 256, 128, 32, torch.bfloat16, True),
+}
+EVERYWHERE = ("norm nhwc 32x32 bf16", "norm++ nchw 32x32 bf16", "pool nhwc 32x32 bf16")
+
+
+def test_network_compiles(target, tmp_path):
+    compiled = set()
+    for name in NETWORK if target is TARGETS["sm_90"] else EVERYWHERE:
+        for launch in NETWORK[name]():
+            if launch.variant() in compiled:
+                continue
+            compiled.add(launch.variant())
+            # No tile changes its layout by way of shared memory: that would be tens of KiB.
+            assembly = check(f"{name} {launch.name}", launch.compile(target), tmp_path, 8192)
+            wide = launch.name != "weight_gradient_kernel" and (
+                "32x32" in name and "pool nchw" not in name
+            )
+            if target.backend == "cuda" and wide:
+                assert re.search(r"ld\.global\S*\.v[24]\.b32", assembly), name
+
+
+def test_no_batch_size_compiles_the_network_anew():
+    """A batch size chooses between the kernels, at most; it is no part of any of them."""
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is set: nothing is compiled")
+    for size, last, plusplus in product((8, 32, 64, 256), (False, True), (False, True)):
+        variants: dict[str, set[str]] = {}
+        for n in (1, 2, 15, 16, 33, 256, 1000):
+            launches = norm_launches(n, 64, size, torch.bfloat16, last, plusplus)
+            for launch in launches + pool_launches(n, 64, size, torch.bfloat16, last):
+                variants.setdefault(launch.name, set()).add(launch.variant())
+        assert all(len(found) == 1 for found in variants.values()), (size, last, variants)

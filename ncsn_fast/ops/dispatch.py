@@ -99,10 +99,6 @@ def _dense(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def _no_float64(x: Tensor) -> str | None:
-    return "it has no float64 arithmetic" if x.dtype == torch.float64 else None
-
-
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
@@ -113,10 +109,15 @@ LIMITS: dict[str, Callable[..., str | None]] = {
 }
 
 
+def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
+    if x.dtype == torch.float64:
+        return "it has no float64 arithmetic"
+    size = x.shape[2:].numel()
+    return f"its planes are below 2**30 elements, these have {size}" if size >= 2**30 else None
+
+
 # The same for the Triton kernels alone.
-TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
-    "cond_instance_norm_elu": lambda x, labels, weight: _no_float64(x),
-}
+TRITON_LIMITS: dict[str, Callable[..., str | None]] = {"cond_instance_norm_elu": _triton_norm}
 
 
 def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:

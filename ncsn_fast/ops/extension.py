@@ -79,12 +79,12 @@ def _load_triton() -> str | None:
     if not (torch.cuda.is_available() or interpreting()):
         return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     try:
-        from ncsn_fast.kernels import cond_instance_norm_elu, langevin_step, philox
+        from ncsn_fast.kernels import cond_instance_norm_elu, langevin_step, max_pool5, philox
     except _LOAD_ERRORS as error:
         return f"triton does not load: {error}"
     library = schema.LIBRARIES[schema.TRITON]
     for key in ("CUDA", "CPU") if interpreting() else ("CUDA",):
-        for module in (cond_instance_norm_elu, langevin_step, philox):
+        for module in (cond_instance_norm_elu, langevin_step, max_pool5, philox):
             for name in schema.SCHEMAS.keys() & vars(module).keys():
                 library.impl(name, getattr(module, name), key)
     return None
