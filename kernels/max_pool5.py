@@ -49,9 +49,15 @@ def columns_of(
 
 
 @triton.jit
-def load_right(ptr, at, dx, right, column, width, inside_row, OTHER: tl.constexpr):
+def width_of(row, first, last, width):
+    """The width of a row of the image, 0 if it is not one of first .. last - 1."""
+    return tl.where((row >= first) & (row < last), width, 0)
+
+
+@triton.jit
+def load_right(ptr, at, dx, right, column, width, mask, OTHER: tl.constexpr):
     """The pixels dx to the right, in float32 or float64; and which lie in the image."""
-    inside = inside_row & (column + dx >= 0) & (column + dx < width)
+    inside = mask & (column + dx >= 0) & (column + dx < width)
     x = tl.load(ptr + at + dx * right, mask=inside, other=OTHER)
     return x if x.dtype == tl.float64 else x.to(tl.float32), inside
 
@@ -82,13 +88,13 @@ def pool_kernel(
     m0 = tl.full([BLOCK], BORDER, DTYPE)  # the maxima of the four rows above
     m1, m2, m3 = m0, m0, m0
     for row in range(first - 2, first + ROWS + 2):
-        inside_row = mask & (row >= 0) & (row < height)
-        m4, _ = load_right(x_ptr, at, -2, right, column, width, inside_row, BORDER)
+        row_width = width_of(row, 0, height, width)
+        m4, _ = load_right(x_ptr, at, -2, right, column, row_width, mask, BORDER)
         for dx in tl.static_range(-1, 3):
-            x, _ = load_right(x_ptr, at, dx, right, column, width, inside_row, BORDER)
+            x, _ = load_right(x_ptr, at, dx, right, column, row_width, mask, BORDER)
             m4 = larger(m4, x)
         y = larger(larger(larger(m0, m1), larger(m2, m3)), m4)
-        inside = mask & (row - 2 >= first) & (row - 2 < height)
+        inside = mask & (column < width_of(row - 2, first, height, width))
         tl.store(y_ptr + at - 2 * down, y.to(y_ptr.dtype.element_ty), mask=inside)
         m0, m1, m2, m3 = m1, m2, m3, m4
         at += down
@@ -117,11 +123,11 @@ def place_kernel(
     p0 = tl.full([BLOCK], NOWHERE, tl.int32)
     p1, p2, p3 = p0, p0, p0
     for row in range(first - 2, first + ROWS + 2):
-        inside_row = mask & (row >= 0) & (row < height)
+        row_width = width_of(row, 0, height, width)
         m4 = tl.full([BLOCK], BORDER, DTYPE)
         p4 = tl.full([BLOCK], NOWHERE, tl.int32)
         for dx in tl.static_range(-2, 3):
-            x, inside = load_right(x_ptr, at, dx, right, column, width, inside_row, BORDER)
+            x, inside = load_right(x_ptr, at, dx, right, column, row_width, mask, BORDER)
             # A border of zeros can hold the maximum; one of minus infinity cannot.
             counts = mask if ZERO else inside
             take = follows(x, m4) | ((p4 == NOWHERE) & counts)
@@ -131,7 +137,7 @@ def place_kernel(
         value, place = later_row(value, place, m2, p2, 2)
         value, place = later_row(value, place, m3, p3, 3)
         value, place = later_row(value, place, m4, p4, 4)
-        inside = mask & (row - 2 >= first) & (row - 2 < height)
+        inside = mask & (column < width_of(row - 2, first, height, width))
         tl.store(place_ptr + at - 2 * down, place.to(tl.uint8), mask=inside)
         m0, m1, m2, m3 = m1, m2, m3, m4
         p0, p1, p2, p3 = p1, p2, p3, p4
@@ -151,17 +157,17 @@ def gather_kernel(
     a0 = tl.zeros([BLOCK], DTYPE)  # of the inputs two rows above the windows' row, to two below
     a1, a2, a3 = a0, a0, a0
     for row in range(first - 2, first + ROWS + 2):
-        inside_row = mask & (row >= 0) & (row < height)
+        row_width = width_of(row, 0, height, width)
         a4 = tl.zeros([BLOCK], DTYPE)
         for dx in tl.static_range(-2, 3):
-            grad, inside = load_right(grad_y_ptr, at, dx, right, column, width, inside_row, 0.0)
+            grad, inside = load_right(grad_y_ptr, at, dx, right, column, row_width, mask, 0.0)
             place = tl.load(place_ptr + at + dx * right, mask=inside, other=NOWHERE).to(tl.int32)
             a0 += tl.where(place == 2 - dx, grad, 0.0)
             a1 += tl.where(place == 7 - dx, grad, 0.0)
             a2 += tl.where(place == 12 - dx, grad, 0.0)
             a3 += tl.where(place == 17 - dx, grad, 0.0)
             a4 += tl.where(place == 22 - dx, grad, 0.0)
-        inside = mask & (row - 2 >= first) & (row - 2 < height)
+        inside = mask & (column < width_of(row - 2, first, height, width))
         tl.store(grad_x_ptr + at - 2 * down, a0.to(grad_x_ptr.dtype.element_ty), mask=inside)
         a0, a1, a2, a3 = a1, a2, a3, a4
         at += down

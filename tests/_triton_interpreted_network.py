@@ -147,11 +147,13 @@ def test_half_input_with_float32_weight():
     check_norm(x, labels, weight.float())
 
 
-@pytest.mark.parametrize("label", [-1, K])
+@pytest.mark.parametrize("label", [-1, 2, 2**40])
 def test_wrong_label_is_not_followed(label):
-    x, _, weight = norm_inputs((1, 2, 3, 3))
-    with pytest.raises(Exception, match="label out of range"):
-        norm.cond_instance_norm_elu(x, torch.tensor([label]), weight, 1e-5, True)
+    """Its rows lie in a larger table: NaN is what says that none was read. (A GPU asserts, too.)"""
+    x, _, table = norm_inputs((2, 2, 3, 3))
+    labels = torch.tensor([1, label])
+    y = norm.cond_instance_norm_elu(x, labels, table[1:3], 1e-5, True)[0]
+    assert y[0].isfinite().all() and y[1].isnan().all()
 
 
 @pytest.mark.parametrize("route", ["whole", "tiles", "parts"])
