@@ -1,4 +1,4 @@
-"""``cond_instance_norm_elu`` in Triton, for contiguous and channels_last alike; its gradients are in a file of their own.
+"""``cond_instance_norm_elu`` in Triton, for contiguous and channels_last alike; its gradients have a file of their own.
 
 * Planes that fit a tile are read once and normalised in registers: ``norm_kernel``, ``WHOLE``.
 * Larger ones are read twice by the same program, the second time from the L2 cache.
@@ -288,9 +288,11 @@ def apply_kernel(
 # --- launches -------------------------------------------------------------------------------------
 
 
-def splits_bucket(splits: int) -> int:
-    """The width of a sum over parts: no batch size but one part or several compiles a kernel anew."""
-    return 1 if splits == 1 else MAX_SPLITS
+def sums_over_parts(splits: int) -> dict[str, int]:
+    """Widths of sums over parts and channels: that a batch needs one part or several is all a kernel knows of it."""
+    if splits == 1:
+        return {"SPLITS": 1, "BLOCK": CHANNEL_BLOCK}
+    return {"SPLITS": MAX_SPLITS, "BLOCK": CHANNEL_BLOCK // 4}
 
 
 def cond_instance_norm_elu(
@@ -332,6 +334,6 @@ def cond_instance_norm_elu(
         apply_kernel[(programs * parts,)](
             x, labels, weight, part_mean, part_squares, y, mean, rstd, *table,
             parts, splits, length * tile.positions, channels, spatial, eps,
-            ELU=elu, PLUSPLUS=plusplus, SPLITS=splits_bucket(splits), BLOCK=CHANNEL_BLOCK, **constants,
+            ELU=elu, PLUSPLUS=plusplus, **sums_over_parts(splits), **constants,
         )  # fmt: skip
     return y, mean, rstd

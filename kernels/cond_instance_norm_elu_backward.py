@@ -1,7 +1,7 @@
 """The gradients of ``cond_instance_norm_elu`` in Triton, from x and the saved mean and 1/std; no atomics.
 
-The same ways as forward (``cond_instance_norm_elu.py``), with the sums of ``grad_u`` and ``grad_u * xhat`` in the place of
-the moments. Samples write rows of the weight's gradient, and ``weight_gradient_kernel`` adds them up in a fixed order.
+The same ways as forward (``cond_instance_norm_elu.py``), with the sums of ``grad_u`` and ``grad_u * xhat`` in the place
+of the moments. Samples write rows of the weight's gradient, ``weight_gradient_kernel`` adds them up in a fixed order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .cond_instance_norm_elu import (
     channel_statistics,
     label_of,
     load_weight,
-    splits_bucket,
+    sums_over_parts,
 )
 from .planes import (
     constants_of,
@@ -297,8 +297,7 @@ def cond_instance_norm_elu_backward(
             gradient_apply_kernel[(programs * parts,)](
                 *inputs, part_beta, part_gamma, grad_x, grad_rows, *table,
                 parts, splits, channels, spatial,
-                ELU=elu, PLUSPLUS=plusplus, SPLITS=splits_bucket(splits), BLOCK=CHANNEL_BLOCK,
-                **constants,
+                ELU=elu, PLUSPLUS=plusplus, **sums_over_parts(splits), **constants,
             )  # fmt: skip
         grad_weight = torch.empty_like(weight)
         width, columns = weight.shape[1], 64

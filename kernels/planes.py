@@ -81,7 +81,7 @@ def of_part(sample, c, splits, channels, SPLITS: tl.constexpr):
 # --- sizes ----------------------------------------------------------------------------------------
 
 ENOUGH_PROGRAMS = 128  # about one for each multiprocessor of a large GPU
-MAX_SPLITS = 16  # parts of a plane in a reduction
+MAX_SPLITS = 64  # parts of a plane in a reduction
 MAX_WARPS = 16
 
 
@@ -124,19 +124,23 @@ AIMS = {
 
 def tile_for(kernel: str, channels: int, spatial: int, last: bool, dtype: torch.dtype) -> Tile:
     """The tile of a kernel of ``AIMS``; depends on sizes by powers of two alone, and not on the batch."""
-    most, length = triton.next_power_of_2(channels), triton.next_power_of_2(spatial)
-    found = tuned.tile(tuned.key(kernel, most, length, last, dtype))
-    if found is not None:
-        return Tile(*found)
+    measured = tuned.tile(tuned.key(kernel, channels, spatial, last, dtype))
+    return tile_by_aim(kernel, channels, spatial, last) if measured is None else Tile(*measured)
+
+
+def tile_by_aim(kernel: str, channels: int, spatial: int, last: bool) -> Tile:
+    """The heuristic's tile."""
     tile = tile_of_aim(AIMS[kernel, last], channels, spatial, last)
-    if kernel != "part" and tile.positions < length:
+    if kernel != "part" and tile.positions < spatial:
         tile = tile_of_aim(AIMS[f"long {kernel}", last], channels, spatial, last)
     return tile
 
 
 def tile_of_aim(aim: Aim, channels: int, spatial: int, last: bool) -> Tile:
     """The tile that an aim leads to."""
-    if last and channels % ALIGNED:  # loads are of single elements, each with a pointer in registers
+    if (
+        last and channels % ALIGNED
+    ):  # loads are of single elements, each with a pointer in registers
         aim = aim._replace(most=aim.usual, of_thread=16)
     most, length = triton.next_power_of_2(channels), triton.next_power_of_2(spatial)
     planes = min(most, aim.most_planes, max(aim.fewest_planes, aim.usual // length))

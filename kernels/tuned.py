@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,7 +36,8 @@ def machine() -> str:
 
 
 def key(kernel: str, channels: int, spatial: int, last: bool, dtype: torch.dtype) -> str:
-    """The name of an entry; the sizes are powers of two."""
+    """The name of an entry: sizes by the next power of two."""
+    channels, spatial = triton.next_power_of_2(channels), triton.next_power_of_2(spatial)
     layout = "channels_last" if last else "contiguous"
     return f"{kernel} {channels}x{spatial} {layout} {dtype.itemsize} bytes"
 
@@ -48,19 +51,36 @@ def read() -> dict[str, Table]:
     return tables if isinstance(tables, dict) else {}
 
 
-def tile(entry: str) -> list[int] | None:
-    """Planes, positions and warps that were measured best."""
+def table() -> Table:
+    """That of this machine, read once."""
     global _table
     if _table is None:
         _table = read().get(machine(), {})
-    return _table.get(entry)
+    return _table
 
 
-def save(table: Table) -> Path:
+def tile(entry: str) -> list[int] | None:
+    """Planes, positions and warps that were measured best."""
+    return table().get(entry)
+
+
+@contextmanager
+def trial(entry: str, tile: list[int]) -> Iterator[None]:
+    """Sizes for the length of a ``with`` block."""
+    global _table
+    before = table()
+    _table = before | {entry: tile}
+    try:
+        yield
+    finally:
+        _table = before
+
+
+def save(entries: Table) -> Path:
     """Adds to the table of this machine, and uses it from now on."""
     global _table
     tables = read()
-    _table = tables[machine()] = tables.get(machine(), {}) | table
+    _table = tables[machine()] = tables.get(machine(), {}) | entries
     path().parent.mkdir(parents=True, exist_ok=True)
     path().write_text(json.dumps(tables, indent=1) + "\n")
     return path()

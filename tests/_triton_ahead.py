@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from collections.abc import Callable
@@ -52,8 +53,15 @@ def compile_kernel(
 class Launch:
     """What a kernel is launched with; compiles it for that, or says what would be compiled."""
 
-    def __init__(self, kernel: JITFunction, arguments: tuple, keywords: dict[str, object]) -> None:
+    def __init__(
+        self,
+        kernel: JITFunction,
+        grid: tuple[int, ...],
+        arguments: tuple,
+        keywords: dict[str, object],
+    ) -> None:
         self.kernel = kernel
+        self.programs = math.prod(grid)
         names = kernel.arg_names
         values = dict(zip(names, arguments, strict=False))
         values |= {name: value for name, value in keywords.items() if name in names}
@@ -94,7 +102,7 @@ class _Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         assert 0 < grid[0] < 2**31 and all(0 < size < 2**16 for size in grid[1:])
         return lambda *arguments, **keywords: self.launches.append(
-            Launch(self.kernel, arguments, keywords)
+            Launch(self.kernel, grid, arguments, keywords)
         )
 
 

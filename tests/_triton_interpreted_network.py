@@ -82,7 +82,9 @@ def check_norm(x, labels, weight, elu=True, grad_layout=None):
     grad_y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(grad_y)
     if grad_layout is not None:
         grad_y = grad_y.contiguous(memory_format=grad_layout)
-    grad_x, grad_weight = norm_backward.cond_instance_norm_elu_backward(grad_y, *arguments, mean, rstd, elu)
+    grad_x, grad_weight = norm_backward.cond_instance_norm_elu_backward(
+        grad_y, *arguments, mean, rstd, elu
+    )
     assert grad_x.dtype == x.dtype and grad_x.stride() == x.stride()
     assert grad_weight.dtype == weight.dtype and grad_weight.is_contiguous()
     assert_gradient(grad_weight, expected_weight, x.dtype)
@@ -98,6 +100,8 @@ def small_tiles(monkeypatch, elements, enough=128):
     small = planes.Aim(elements, elements, 32, 1, 4)
     monkeypatch.setattr(planes, "AIMS", dict.fromkeys(planes.AIMS, small))
     monkeypatch.setattr(planes, "ENOUGH_PROGRAMS", enough)
+    for module in (planes, norm):
+        monkeypatch.setattr(module, "MAX_SPLITS", 4)
 
 
 @LAYOUTS
@@ -119,7 +123,7 @@ def test_norm_tile_by_tile(layout, outputs_in_nan, monkeypatch):
 def test_norm_in_parts(layout, columns, outputs_in_nan, monkeypatch):
     small_tiles(monkeypatch, 64)
     for module in (norm, norm_backward):
-        monkeypatch.setattr(module, "CHANNEL_BLOCK", 2)
+        monkeypatch.setattr(module, "CHANNEL_BLOCK", 8)
     check_norm(*norm_inputs((1, 3, 9, 11), F32, layout, columns))
 
 

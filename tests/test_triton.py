@@ -21,9 +21,13 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from ncsn_fast.kernels import (  # noqa: E402
     cond_instance_norm_elu,
+    cond_instance_norm_elu_backward,
     langevin_step,
     max_pool5,
     philox,
+    planes,
+    tune,
+    tuned,
 )
 
 EXCHANGE = 4 * 4 * philox.GROUPS_PER_PROGRAM  # bytes: at most one exchange of the noise
@@ -154,48 +158,54 @@ def test_numbers_are_int32():
 # --- the network's operators ----------------------------------------------------------------------
 
 
-def norm_launches(n, channels, size, dtype, last, plusplus):
+def norm_launches(n, channels, size, dtype, last, plusplus, elu=True):
     """What forward and backward launch for a batch of images."""
     layout = torch.channels_last if last else torch.contiguous_format
     x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
     weight = torch.empty(10, (3 if plusplus else 2) * channels, device="meta")
     labels = torch.empty(n, dtype=torch.int64, device="meta")
+    mean = torch.empty(n, channels, device="meta")
+    inputs = (x, labels, weight)
+    return launches_of(
+        cond_instance_norm_elu,
+        lambda: cond_instance_norm_elu.cond_instance_norm_elu(*inputs, 1e-5, elu),
+    ) + launches_of(
+        cond_instance_norm_elu_backward,
+        lambda: cond_instance_norm_elu_backward.cond_instance_norm_elu_backward(
+            x, *inputs, mean, mean, elu
+        ),
+    )
 
-    def call() -> None:
-        y, mean, rstd = cond_instance_norm_elu.cond_instance_norm_elu(x, labels, weight, 1e-5, True)
-        cond_instance_norm_elu.cond_instance_norm_elu_backward(
-            y, x, labels, weight, mean, rstd, True
-        )
 
-    return launches_of(cond_instance_norm_elu, call)
-
-
-def pool_launches(n, channels, size, dtype, last):
+def pool_launches(n, channels, size, dtype, last, padding="neg_inf"):
     layout = torch.channels_last if last else torch.contiguous_format
     x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
 
     def call() -> None:
-        max_pool5.max_pool5_backward(max_pool5.max_pool5(x, "zero"), x, "zero")
+        max_pool5.max_pool5_backward(max_pool5.max_pool5(x, padding), x, padding)
 
     return launches_of(max_pool5, call)
 
 
-# Images of the default network, and the largest; for the other chips every kernel once.
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+# Sizes of the network, large and odd ones; the first five have every kernel, and are for every chip.
 NETWORK = {
-    "norm nchw 32x32 fp32": partial(norm_launches, 256, 128, 32, torch.float32, False, False),
-    "norm nchw 64x64 bf16": partial(norm_launches, 256, 128, 64, torch.bfloat16, False, False),
-    "norm nhwc 32x32 bf16": partial(norm_launches, 256, 128, 32, torch.bfloat16, True, False),
-    "norm nhwc 64x64 fp16": partial(norm_launches, 256, 128, 64, torch.float16, True, False),
-    "norm nhwc 256x256 fp32": partial(norm_launches, 1, 32, 256, torch.float32, True, False),
-    "norm++ nchw 32x32 bf16": partial(norm_launches, 16, 128, 32, torch.bfloat16, False, True),
-    "norm++ nhwc 32x32 fp32": partial(norm_launches, 16, 128, 32, torch.float32, True, True),
-    "norm nchw 33x33 bf16": partial(norm_launches, 16, 130, 33, torch.bfloat16, False, False),
-    "norm nhwc 33x33 bf16": partial(norm_launches, 16, 130, 33, torch.bfloat16, True, False),
-    "norm++ 1x1 fp32": partial(norm_launches, 16, 5, 1, torch.float32, False, True),
-    "pool nchw 32x32 fp32": partial(pool_launches, 256, 128, 32, torch.float32, False),
-    "pool nhwc 32x32 bf16": partial(pool_launches, 256, 128, 32, torch.bfloat16, True),
+    "norm nhwc 32x32 bf16": partial(norm_launches, 256, 128, 32, BF16, True, False),
+    "norm nchw 32x32 bf16": partial(norm_launches, 256, 128, 32, BF16, False, False),
+    "norm nhwc 64x64 fp16": partial(norm_launches, 256, 128, 64, F16, True, False),
+    "norm++ nhwc 32x32 bf16": partial(norm_launches, 1, 128, 32, BF16, True, True),
+    "pool nhwc 32x32 bf16": partial(pool_launches, 256, 128, 32, BF16, True),
+    "norm nhwc 32x32 fp32": partial(norm_launches, 256, 128, 32, F32, True, False),
+    "norm nchw 32x32 fp32": partial(norm_launches, 256, 128, 32, F32, False, False),
+    "norm nhwc 28x28 bf16": partial(norm_launches, 256, 128, 28, BF16, True, False),
+    "norm nchw 256x256 fp32": partial(norm_launches, 64, 32, 256, F32, False, False),
+    "norm++ nchw 32x32 fp32": partial(norm_launches, 16, 128, 32, F32, False, True),
+    "norm nhwc 33x33x130 bf16": partial(norm_launches, 16, 130, 33, BF16, True, False),
+    "pool nchw 32x32 fp32 zero": partial(pool_launches, 256, 128, 32, F32, False, "zero"),
 }
-EVERYWHERE = ("norm nhwc 32x32 bf16", "norm++ nchw 32x32 bf16", "pool nhwc 32x32 bf16")
+EVERYWHERE = tuple(NETWORK)[:5]
+# Bytes. A tile that changed its layout by way of shared memory would take tens of KiB.
+MOST_SHARED = {"cuda": 8192, "hip": 16384}
 
 
 def test_network_compiles(target, tmp_path):
@@ -205,23 +215,93 @@ def test_network_compiles(target, tmp_path):
             if launch.variant() in compiled:
                 continue
             compiled.add(launch.variant())
-            # No tile changes its layout by way of shared memory: that would be tens of KiB.
-            assembly = check(f"{name} {launch.name}", launch.compile(target), tmp_path, 8192)
-            wide = launch.name != "weight_gradient_kernel" and (
-                "32x32" in name and "pool nchw" not in name
-            )
-            if target.backend == "cuda" and wide:
-                assert re.search(r"ld\.global\S*\.v[24]\.b32", assembly), name
+            most_shared = MOST_SHARED[target.backend]
+            assembly = check(f"{name} {launch.name}", launch.compile(target), tmp_path, most_shared)
+            vectors = "32x32" in name and launch.name != "weight_gradient_kernel"
+            if target.backend == "cuda" and vectors:
+                assert re.search(r"ld\.global\S*\.v4\.b32", assembly), name
+                if launch.name not in ("statistics_kernel", "gradient_sums_kernel", "place_kernel"):
+                    assert re.search(r"st\.global\S*\.v4\.b32", assembly), name
+
+
+def test_every_kernel_is_compiled_everywhere():
+    names = {launch.name for name in EVERYWHERE for launch in NETWORK[name]()}
+    for module in (cond_instance_norm_elu, cond_instance_norm_elu_backward, max_pool5):
+        assert {n for n in vars(module) if re.fullmatch(r"(?!in_one)\w+_kernel", n)} <= names
 
 
 def test_no_batch_size_compiles_the_network_anew():
-    """A batch size chooses between the kernels, at most; it is no part of any of them."""
+    """A batch chooses between kernels, and whether a plane's parts are one or several; nothing else."""
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: nothing is compiled")
     for size, last, plusplus in product((8, 32, 64, 256), (False, True), (False, True)):
-        variants: dict[str, set[str]] = {}
-        for n in (1, 2, 15, 16, 33, 256, 1000):
-            launches = norm_launches(n, 64, size, torch.bfloat16, last, plusplus)
-            for launch in launches + pool_launches(n, 64, size, torch.bfloat16, last):
-                variants.setdefault(launch.name, set()).add(launch.variant())
+        variants: dict[tuple, set[str]] = {}
+        for n in (1, 2, 15, 16, 33, 256, 500):
+            launches = norm_launches(n, 64, size, BF16, last, plusplus)
+            for launch in launches + pool_launches(n, 64, size, BF16, last):
+                parts = launch.constants.get("SPLITS")
+                variants.setdefault((launch.name, parts), set()).add(launch.variant())
         assert all(len(found) == 1 for found in variants.values()), (size, last, variants)
+        assert {parts for _, parts in variants} <= {None, 1, planes.MAX_SPLITS}
+
+
+def test_sizes_compile_by_powers_of_two():
+    """Of image sizes between two powers of two, those that a tile does not cover exactly share a variant."""
+    variants = {
+        launch.variant()
+        for size in (24, 28)
+        for launch in norm_launches(64, 128, size, BF16, True, False)
+    }
+    assert len(variants) == 3
+
+
+def test_small_batches_keep_many_multiprocessors_busy():
+    """One image is reduced in parts, by as many programs as it has tiles, or dozens."""
+    for size, last in product((64, 128, 256), (False, True)):
+        kernels = {launch.name: launch for launch in norm_launches(1, 32, size, BF16, last, True)}
+        assert kernels["statistics_kernel"].programs >= min(64, 32 * size * size // 4096)
+
+
+# --- measured tile sizes --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("NCSN_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuned, "_table", None)
+    return tmp_path / "cache" / "triton_tiles.json"
+
+
+def test_tune_keeps_the_fastest_and_the_kernels_use_it(cache):
+    """With a made-up clock: the tile with the most warps is the fastest."""
+
+    def clock(call) -> float:
+        launches = launches_of(cond_instance_norm_elu, call)
+        return 1.0 / launches[0].options["num_warps"]
+
+    before = norm_launches(4, 32, 16, BF16, True, False)[0]
+    found = tune.tune("norm", (400, 32, 16, 16), BF16, last=True, clock=clock, device="meta")
+    assert found.best.warps == max(tile.warps for tile in found.seconds)
+    assert all(tile.planes >= 16 for tile in found.seconds) and len(found.seconds) > 3
+    after = norm_launches(400, 32, 15, BF16, True, False)[0]
+    assert after.options["num_warps"] == found.best.warps != before.options["num_warps"]
+    # Other sizes, dtypes and processes.
+    assert norm_launches(4, 32, 16, F32, True, False)[0].options != after.options
+    tuned._table = None
+    assert norm_launches(4, 32, 16, BF16, True, False)[0].options == after.options
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{not json", '{"another machine": {}}'])
+def test_a_broken_cache_is_no_cache(cache, text):
+    expected = norm_launches(4, 32, 16, BF16, True, False)[0].variant()
+    cache.parent.mkdir()
+    cache.write_text(text)
+    tuned._table = None
+    assert norm_launches(4, 32, 16, BF16, True, False)[0].variant() == expected
+
+
+def test_tune_needs_a_gpu(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert tune.main(["--quick"]) == 1
+    assert "GPU" in capsys.readouterr().err
