@@ -17,6 +17,7 @@ import torch
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from _triton_ahead import TARGETS, check, compile_kernel, launches_of  # noqa: E402
+from torch._subclasses import FakeTensorMode  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from ncsn_fast.kernels import (  # noqa: E402
@@ -29,6 +30,7 @@ from ncsn_fast.kernels import (  # noqa: E402
     tune,
     tuned,
 )
+from ncsn_fast.ops import dispatch, extension  # noqa: E402
 
 EXCHANGE = 4 * 4 * philox.GROUPS_PER_PROGRAM  # bytes: at most one exchange of the noise
 SCORES = ("fp32", "bf16", "fp16", "fp64")
@@ -260,6 +262,34 @@ def test_small_batches_keep_many_multiprocessors_busy():
     for size, last in product((64, 128, 256), (False, True)):
         kernels = {launch.name: launch for launch in norm_launches(1, 32, size, BF16, last, True)}
         assert kernels["statistics_kernel"].programs >= min(64, 32 * size * size // 4096)
+
+
+def test_auto_takes_triton_where_no_cuda_kernels_are(monkeypatch):
+    """The choice is made from metadata: no GPU is needed to see it."""
+    pairs = product(dispatch.OPERATORS, ("native", "triton"))
+    kernels = {
+        (op, backend, "cuda"): backend == "triton" and op not in dispatch.COMPOSED
+        for op, backend in pairs
+    }
+    monkeypatch.setattr(extension, "_kernels", kernels)
+    monkeypatch.setitem(extension._status, "cuda", "the CUDA extension is not built")
+    monkeypatch.setitem(extension._status, "triton", None)
+    with FakeTensorMode():
+        for layout, dtype in product((torch.contiguous_format, torch.channels_last), (F32, BF16)):
+            x = torch.empty(2, 4, 8, 8, device="cuda", dtype=dtype, memory_format=layout)
+            labels = torch.zeros(2, dtype=torch.int64, device="cuda")
+            weight = torch.empty(3, 8, device="cuda")
+            assert dispatch.select("cond_instance_norm_elu", None, x, labels, weight) == "triton"
+            assert dispatch.select("max_pool5", None, x) == "triton"
+            assert dispatch.select("langevin_step_", None, x.float(), x, None) == "triton"
+            with pytest.raises(dispatch.BackendError, match="not built"):
+                dispatch.select("max_pool5", "native", x)
+        double = x.double()
+        assert (
+            dispatch.select("cond_instance_norm_elu", None, double, labels, weight) == "reference"
+        )
+        monkeypatch.setitem(extension._status, "triton", "triton is not installed")
+        assert dispatch.select("max_pool5", None, x) == "reference"
 
 
 # --- measured tile sizes --------------------------------------------------------------------------
