@@ -5,7 +5,8 @@
 #   make bench      the benchmarks, a few telling cases; ncsn-fast bench without --quick runs them all
 #   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
 #   make sanitize   the tests of the C++ kernels in a build that checks memory and undefined behaviour (gcc, Linux)
-#   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks
+#   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks;
+#                   PARTS="norm pool" for some parts alone, which then have all the time
 # PYTHON chooses the interpreter of the virtual environment (3.10 to 3.13).
 
 PYTHON ?= python3
@@ -63,7 +64,7 @@ $(VENV)/.installed: $(VENV)/.packages $(SOURCES)
 
 # Fetches nothing; makes an editable install of this checkout in that Python.
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py
+	$(PYTHON) benchmarks/gpu_check.py $(PARTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ncsn_fast/*.so ncsn_demo

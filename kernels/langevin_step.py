@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .addressing import offset_of, on_device_of
 from .philox import (
     GROUPS_PER_PROGRAM,
     canonical_sizes,
@@ -19,8 +20,6 @@ from .philox import (
     launch_shape,
     next_place,
     normals_of,
-    offset_of,
-    on_device_of,
     philox_words,
     vector_lanes,
 )

@@ -10,12 +10,13 @@ no batch size, seed or step compiles a kernel anew.
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import torch
 import triton
 import triton.language as tl
+
+from .addressing import offset_of, on_device_of
 
 GROUPS_PER_PROGRAM = 128  # groups of four elements: one a thread with the default four warps
 INT32_ELEMENTS = 2**31 - 4 * GROUPS_PER_PROGRAM  # from here on indices are 64-bit
@@ -139,14 +140,6 @@ def next_place(channel, position, spatial):
     return tl.where(wraps, channel + 1, channel), tl.where(wraps, 0, position + 1)
 
 
-@triton.jit
-def offset_of(sample, channel, position, channels, spatial, CHANNELS_LAST: tl.constexpr):
-    """An element's offset in a contiguous or in a channels_last tensor."""
-    if CHANNELS_LAST:
-        return (sample * spatial + position) * channels + channel
-    return (sample * channels + channel) * spatial + position
-
-
 @triton.jit(
     do_not_specialize=[
         "total_groups", "groups", "channels", "spatial",
@@ -211,11 +204,6 @@ def philox_kernel(
 def int32(value: int) -> int:
     """The low 32 bits as a signed number, so that Triton always sees an int32 argument."""
     return (value + 2**31) % 2**32 - 2**31
-
-
-def on_device_of(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Makes the device of x the current one: Triton launches on that, whatever its arguments."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def canonical_sizes(x: torch.Tensor, flat: bool) -> tuple[int, int, int]:

@@ -109,6 +109,17 @@ LIMITS: dict[str, Callable[..., str | None]] = {
 }
 
 
+def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
+    if x.dtype == torch.float64:
+        return "it has no float64 arithmetic"
+    size = x.shape[2:].numel()
+    return f"its planes are below 2**30 elements, these have {size}" if size >= 2**30 else None
+
+
+# The same for the Triton kernels alone.
+TRITON_LIMITS: dict[str, Callable[..., str | None]] = {"cond_instance_norm_elu": _triton_norm}
+
+
 def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:
     """Why a backend cannot serve the operator on a device (and with these tensors, if given); None if it can."""
     if backend == "reference":
@@ -122,7 +133,12 @@ def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) ->
         return reason
     if not extension.has_kernel(op, backend, device_type):
         return f"{op} has no {backend} kernel for {device_type}"
-    return LIMITS[op](*tensors) if tensors else None
+    if not tensors:
+        return None
+    reason = LIMITS[op](*tensors)
+    if reason is None and backend == "triton" and op in TRITON_LIMITS:
+        reason = TRITON_LIMITS[op](*tensors)
+    return reason
 
 
 def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:

@@ -79,11 +79,25 @@ def _load_triton() -> str | None:
     if not (torch.cuda.is_available() or interpreting()):
         return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     try:
-        from ncsn_fast.kernels import langevin_step, philox
+        from ncsn_fast.kernels import (
+            cond_instance_norm_elu,
+            cond_instance_norm_elu_backward,
+            langevin_step,
+            max_pool5,
+            philox,
+        )
     except _LOAD_ERRORS as error:
         return f"triton does not load: {error}"
     library = schema.LIBRARIES[schema.TRITON]
     for key in ("CUDA", "CPU") if interpreting() else ("CUDA",):
+        library.impl("cond_instance_norm_elu", cond_instance_norm_elu.cond_instance_norm_elu, key)
+        library.impl(
+            "cond_instance_norm_elu_backward",
+            cond_instance_norm_elu_backward.cond_instance_norm_elu_backward,
+            key,
+        )
+        library.impl("max_pool5", max_pool5.max_pool5, key)
+        library.impl("max_pool5_backward", max_pool5.max_pool5_backward, key)
         library.impl("langevin_step_", langevin_step.langevin_step_, key)
         library.impl("philox_", philox.philox_, key)
     return None
