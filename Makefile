@@ -24,8 +24,9 @@ SOURCES := setup.py pyproject.toml ncsn_fast/__init__.py $(shell find csrc -type
 demo: $(VENV)/.installed
 	$(BIN)/ncsn-fast demo --out ncsn_demo
 
+# Waiting threads sleep: beside other processes those that spin, which is the default, slow everything down.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
