@@ -121,6 +121,9 @@ class NCSN(
 
         # Known on the host, so that no forward has to ask the device.
         self._sigmas_are_set = False
+        self._trusts_labels = (
+            False  # while sampling, whose labels are right: no look at them each step
+        )
         self.register_load_state_dict_pre_hook(drop_running_statistics)
         self.register_load_state_dict_post_hook(_notice_loaded_sigmas)
         if config.sigmas is not None:
@@ -326,7 +329,7 @@ class NCSN(
             options |= {"step_lr": step_lr}
         if sampler == "ald":
             options |= {"clip": CLIP if clip else None}
-        with _evaluating(self):
+        with _sampling(self):
             drawn = SAMPLERS[sampler](
                 score,
                 init,
@@ -443,7 +446,8 @@ class NCSN(
             raise ValueError(f"labels must have shape ({n},) or (1,), got {tuple(labels.shape)}")
         labels = labels.long()
         # In a compiled graph the range is the operators' business, as it is on the GPU.
-        if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+        look = labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling()
+        if look and not self._trusts_labels:
             low, high = (bound.item() for bound in labels.aminmax())
             if low < 0 or high >= self.config.num_classes:
                 raise IndexError(
@@ -457,12 +461,14 @@ def _notice_loaded_sigmas(model: NCSN, incompatible_keys: Any) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _sampling(model: NCSN) -> Iterator[None]:
     """Evaluation mode for the length of a block; then each module has its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    model._trusts_labels = True
     try:
         yield
     finally:
+        model._trusts_labels = False
         for module, training in modes:
             module.training = training

@@ -112,7 +112,7 @@ def log_likelihood(
     ]
 
     def slopes(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """d x / d sigma, and d log p / d sigma along the solution."""
+        """The derivatives of x and of log p by sigma, along the solution."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             s = score(x, sigma)
@@ -133,7 +133,5 @@ def log_likelihood(
     dim = x[0].numel()
     square = x.double().flatten(1).square().sum(1) / sigmas[0] ** 2
     prior = -0.5 * square - dim * math.log(sigmas[0] * math.sqrt(2 * math.pi))
-    # log p falls along the way up by what was gained: log p at the start is the prior less that.
+    # log p grew by gained on the way up to the prior; so at x it is that much less.
     return prior - gained
-
-

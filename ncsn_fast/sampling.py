@@ -222,17 +222,19 @@ def predictor_corrector(
 
     .. math::
         \text{corrector:}\quad &
-        x \leftarrow x + \epsilon\, s(x, i) + \sqrt{2 \epsilon}\, z, \qquad
-        \epsilon = 2 \big(r\, \|z\| / \|s(x, i)\|\big)^2 \\
+        x \leftarrow x + \epsilon_i\, s(x, i) + \sqrt{2 \epsilon_i}\, z, \qquad
+        \epsilon_i = 2 (r \sigma_i)^2 \\
         \text{reverse diffusion:}\quad &
         x \leftarrow x + (\sigma_i^2 - \sigma_{i+1}^2)\, s(x, i)
           + \sqrt{\sigma_i^2 - \sigma_{i+1}^2}\, z \\
         \text{ancestral:}\quad &
         \text{the same with noise } \sqrt{\sigma_{i+1}^2 (\sigma_i^2 - \sigma_{i+1}^2) / \sigma_i^2}
 
-    The norms are each sample's own, as in the paper; the authors' program takes the mean over the
-    batch, with which a sample would depend on its neighbours. Ours besides keeps
-    :math:`\epsilon \le \sigma_i^2`: in few dimensions a score may be near zero by chance.
+    The paper has :math:`\epsilon = 2 (r \|z\| / \|s\|)^2`. Here :math:`\sigma_i` stands for the ratio
+    of the norms: a score is :math:`-E[z \mid x] / \sigma_i`, so the ratio is near
+    :math:`\sigma_i` for images, and not below it on average. The norms themselves, of a sample,
+    would bias few-dimensional data (:math:`\epsilon` would depend on z and on x); their mean over
+    the batch, as in the authors' program, would let a sample depend on its neighbours.
 
     Args:
         score, sigmas, denoise: as in :func:`annealed_langevin`.
@@ -256,7 +258,7 @@ def predictor_corrector(
     if predictor not in PREDICTORS:
         raise ValueError(f"predictor must be one of {PREDICTORS}, got {predictor!r}")
     chain = Chain(score, init, sigmas, **run)
-    variance = chain.table(sigma**2 for sigma in chain.sigmas)
+    epsilon = chain.table(2 * (snr * sigma) ** 2 for sigma in chain.sigmas)
     falls = [high**2 - low**2 for high, low in pairwise(chain.sigmas)]
     shrink = [
         low / high if predictor == "ancestral" else 1.0 for high, low in pairwise(chain.sigmas)
@@ -265,10 +267,7 @@ def predictor_corrector(
     spread = chain.table([*(c * math.sqrt(d) for c, d in zip(shrink, falls, strict=True)), 0.0])
 
     def correct(x: Tensor, now: Now) -> None:
-        s, z = chain.score(now), chain.normal(now.step)
-        epsilon = 2 * (snr * norm_of_each(z) / norm_of_each(s)) ** 2
-        epsilon = torch.minimum(epsilon, now.of(variance))
-        x.addcmul_(s, epsilon).addcmul_(z, (2 * epsilon).sqrt())
+        ops.langevin_step_(x, chain.score(now), now.of(epsilon), step=now.step, **chain.noise)
 
     def predict(x: Tensor, now: Now) -> None:
         s, z = chain.score(now), chain.normal(now.step)
@@ -284,12 +283,6 @@ SAMPLERS = {
     "cas": consistent_annealed,
     "pc": predictor_corrector,
 }
-
-
-def norm_of_each(x: Tensor) -> Tensor:
-    """The Euclidean norm of each sample of ``(N, ...)``, float32 ``(N, 1, ...)``."""
-    norms = torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1, dtype=torch.float32)
-    return norms.view(-1, *[1] * (x.dim() - 1))
 
 
 def initial_state(
