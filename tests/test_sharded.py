@@ -57,10 +57,10 @@ def pictures(folder):
 
 @pytest.mark.slow
 def test_a_rank_dies_and_four_others_go_on(network, tmp_path):
-    n, steps = 42, 100
+    n, steps = 16, 15
     first = start(command(network, tmp_path / "out", n, steps), 2, tmp_path)
     deadline = time.monotonic() + 90
-    while len(pictures(tmp_path / "out")) < 6:
+    while len(pictures(tmp_path / "out")) < 2:
         assert first.poll() is None, first.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -71,7 +71,7 @@ def test_a_rank_dies_and_four_others_go_on(network, tmp_path):
     assert time.monotonic() - killed < 40  # not until something times out
     assert "ncsn-fast: " in stderr and "another rank has died" in stderr
     done = pictures(tmp_path / "out")
-    assert 6 <= len(done) < n
+    assert 2 <= len(done) < n
     times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done}
 
     second = start(command(network, tmp_path / "out", n, steps), 4, tmp_path)
