@@ -165,7 +165,8 @@ class Chain:
         # Not an attribute: a cycle would keep the graphs' memory until the garbage collector comes by.
         steps = GraphedSteps(self._take, self.x.device) if self._graphed else Steps(self._take)
         done = checked = 0
-        with tqdm(total=total, desc="sampling", unit="step", disable=not self.verbose) as bar:
+        bar = tqdm(total=total, desc="sampling", unit="step", disable=not self.verbose)
+        with bar, torch.cuda.device_of(self.x):  # graphs and streams are made on the device of now
             for level, of_level in enumerate(updates):
                 bar.set_postfix(sigma=f"{self.sigmas[level]:.4g}")
                 for piece in self._pieces(of_level, done, steps.at_once):

@@ -52,7 +52,7 @@ class Count(TorchDispatchMode):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_step_waits(small, sampler):
-    """With the network in it and all that can be watched: as many waits for 60 steps as for 6."""
+    """With the network in it and all that can be watched: as many waits for 24 steps as for 6."""
 
     def waits(n_steps_each):
         mask = torch.zeros(4, 4, dtype=torch.bool)
@@ -71,7 +71,7 @@ def test_no_step_waits(small, sampler):
             )
         return count.waits
 
-    assert waits(20) == waits(2)
+    assert waits(8) == waits(2)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
