@@ -136,6 +136,7 @@ def test_a_models_state_has_the_layout_of_its_weights(small):
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_the_same_bits_for_any_batch_on_the_reference_path(small):
     options = {"n_steps_each": 5, "step_lr": 0.1, "seed": 0, "verbose": False, "clip": False}
     with use_backend("reference"), torch.backends.mkldnn.flags(enabled=False):
