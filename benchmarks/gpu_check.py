@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.resolve()
 RESULTS = ROOT / "benchmarks" / "results"
 TIMED_OUT = 124  # as the command timeout reports it
 LIMIT_SECONDS = 570  # for all of it
-CUDA_TESTS = ["tests/test_cuda.py", "tests/test_cuda_network.py"]
+CUDA_TESTS = [f"tests/test_cuda{part}.py" for part in ("", "_network", "_sampling")]
 PARTS = ("build", "info", "tests", "memcheck")
 # Benchmarks: their options, and the most seconds each has when everything is run.
 BENCHMARKS = {
