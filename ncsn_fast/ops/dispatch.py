@@ -18,6 +18,7 @@ from . import extension
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
     "cond_instance_norm_elu",
+    "conv3x3",
     "langevin_step_",
     "max_pool5",
     "norm_elu_conv3x3",
@@ -25,7 +26,7 @@ OPERATORS = (
 )
 
 # Operators that are made of others where no kernel does them at once; the parts then answer for the backend.
-COMPOSED = ("norm_elu_conv3x3",)
+COMPOSED = ("conv3x3", "norm_elu_conv3x3")
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
 AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference")}
@@ -99,12 +100,25 @@ def _dense(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def _not_float32(*tensors: Tensor | None) -> str | None:
+    device_type = tensors[0].device.type
+    if torch.is_autocast_enabled(device_type):
+        return f"autocast asks for {torch.get_autocast_dtype(device_type)}"
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype != torch.float32:
+            return f"the convolution engine computes in float32, got {tensor.dtype}"
+    return None
+
+
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
+    "conv3x3": lambda x, *rest: _dense(x) or _not_float32(x, *rest),
     "langevin_step_": _dense,
     "max_pool5": _dense,
-    "norm_elu_conv3x3": lambda x, labels, norm_weight, weight, bias, residual: _dense(x, residual),
+    "norm_elu_conv3x3": lambda x, labels=None, norm_weight=None, *rest: (
+        _dense(x) or _not_float32(x, *rest)
+    ),
     "philox_": _dense,
 }
 
