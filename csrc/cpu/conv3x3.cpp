@@ -5,9 +5,9 @@
 #pragma GCC optimize("no-trapping-math")
 #endif
 
-#include "cpu/conv3x3_engine.h"
-
 #include "cpu/cond_instance_norm_elu.h"
+#include "cpu/conv3x3_arguments.h"
+#include "cpu/conv3x3_engine.h"
 
 namespace ncsn {
 namespace {
@@ -110,13 +110,6 @@ class Statistics {
 };
 
 // --- checked arguments ----------------------------------------------------------------------------
-
-void check_channels_last(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, name, " must be float32, got ",
-                  torch::headeronly::toString(t.scalar_type()));
-  STD_TORCH_CHECK(t.dim() == 4 && is_channels_last(t), name,
-                  " must have shape (N, C, H, W) and be channels_last");
-}
 
 ConvWeights conv_weights(const Tensor& weight) {
   return {weight.const_data_ptr<float>(), weight.stride(0), weight.stride(1), weight.stride(2),

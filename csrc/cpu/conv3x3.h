@@ -46,8 +46,9 @@ struct ConvKernels {
   int panel;  // outputs in a panel
 
   // Transforms `tiles` tiles of a row. rows: the 6 rows of inputs, of `channels` (padded) a pixel, 4 pixels a tile.
+  // v_tile, v_block, v_position: from one tile, kChannelBlock channels and position of v to the next.
   void (*transform_inputs)(const float* const* rows, int64_t tiles, int64_t channels, float* v,
-                           int64_t v_position);
+                           int64_t v_tile, int64_t v_block, int64_t v_position);
 
   // M = V U for one panel. v: rows of v_row elements; m: rows of a panel.
   void (*multiply)(const float* v, int64_t v_row, int64_t v_position, const float* u,
@@ -64,6 +65,21 @@ struct ConvKernels {
 
   // g[channel][tap][output of the panel] to u, for `depth` channels; `u_position` is from one position to the next.
   void (*transform_weights)(const float* g, int64_t depth, float* u, int64_t u_position);
+
+  // The gradient of the weights: D = A dy A^T, dU = sum of V^T D over the tiles, dg = G^T dU G.
+  // rows: the 4 rows of dy, as those of transform_inputs, `channels` a multiple of a panel; d[position][panel][tile].
+  void (*transform_gradients)(const float* const* rows, int64_t tiles, int64_t channels, float* d,
+                              int64_t d_panel, int64_t d_position);
+
+  // u[channel] += V^T D for one position, one panel and `channels` (at most kChannelBlock) channels, v[tile][channel]
+  // in rows of kChannelBlock.
+  void (*accumulate)(const float* v, int64_t channels, const float* d, int64_t tiles, float* u);
+
+  // sum += the sum over the tiles of one position and panel.
+  void (*sum_tiles)(const float* d, int64_t tiles, float* sum);
+
+  // To g[channel][tap][output of the panel], for `depth` channels.
+  void (*transform_weight_gradients)(const float* u, int64_t u_position, int64_t depth, float* g);
 };
 
 // Those of the CPU's level.

@@ -37,7 +37,8 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
 
 // --- memory ---------------------------------------------------------------------------------------
 
-enum class Use { kWeights, kSharedInputs, kInputs, kProducts, kRows, kTaps, kGradients, kUses };
+enum class Use { kWeights, kSharedInputs, kInputs, kProducts, kRows, kTaps, kGradients,
+                 kGradientRows, kWeightGradients, kUses };
 
 // Memory of the calling thread for one use, kept for its next call: fresh memory of this size would have to be mapped
 // anew by the system, which costs as much as a small convolution.
@@ -191,40 +192,44 @@ inline std::vector<Chunk> cut_chunks(const Strip* begin, const Strip* end, int64
   return chunks;
 }
 
-// The last six rows of inputs, normalised and padded with zeros. A strip below the one before it needs four new ones.
+// The rows that a strip's tiles are made of, normalised and padded with zeros: those of the tiles and `halo` more on
+// each side. A strip below the one before it keeps what both have.
 class RowRing {
  public:
-  RowRing(const ConvShape& shape, const ConvInput& input, int64_t longest)
+  RowRing(const ConvShape& shape, const ConvInput& input, int64_t padded_channels, int64_t halo,
+          int64_t longest, Use use)
       : shape_(shape),
         input_(input),
-        row_size_((longest * kTile + 2) * shape.padded_channels()),
-        memory_(thread_memory(Use::kRows, (kTileInputs + 1) * row_size_)) {
+        padded_(padded_channels),
+        halo_(halo),
+        count_(kTile + 2 * halo),
+        row_size_((longest * kTile + 2 * halo) * padded_channels),
+        memory_(thread_memory(use, (count_ + 1) * row_size_)) {
     std::memset(zeros(), 0, static_cast<size_t>(row_size_) * sizeof(float));
   }
 
-  void load(const Strip& strip, const float* rows[kTileInputs]) {
-    const int64_t top = strip.tile_row * kTile - 1;
+  void load(const Strip& strip, const float** rows) {
     const bool below = last_ != nullptr && strip.continues(*last_);
-    for (int64_t i = 0; i < kTileInputs; ++i) {
-      const int64_t row = top + i;
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t row = strip.tile_row * kTile - halo_ + i;
       if (row < 0 || row >= strip.rows) {
         rows[i] = zeros();
         continue;
       }
-      float* const slot = memory_ + row % kTileInputs * row_size_;
-      if (!below || i >= 2) fill(strip, row, slot);
+      float* const slot = memory_ + row % count_ * row_size_;
+      if (!below || i >= 2 * halo_) fill(strip, row, slot);
       rows[i] = slot;
     }
     last_ = &strip;
   }
 
  private:
-  float* zeros() const { return memory_ + kTileInputs * row_size_; }
+  float* zeros() const { return memory_ + count_ * row_size_; }
 
   void fill(const Strip& strip, int64_t row, float* out) const {
-    const int64_t d = shape_.dilation, channels = shape_.channels;
-    const int64_t padded = shape_.padded_channels();
-    const int64_t left = strip.tile_column * kTile - 1, right = left + strip.tiles * kTile + 2;
+    const int64_t d = shape_.dilation, channels = shape_.channels, padded = padded_;
+    const int64_t left = strip.tile_column * kTile - halo_;
+    const int64_t right = left + strip.tiles * kTile + 2 * halo_;
     const int64_t begin = std::max<int64_t>(left, 0), end = std::min(right, strip.columns);
     const auto clear = [&](int64_t from, int64_t to) {
       std::memset(out + (from - left) * padded, 0,
@@ -256,7 +261,7 @@ class RowRing {
 
   const ConvShape& shape_;
   const ConvInput& input_;
-  int64_t row_size_;
+  int64_t padded_, halo_, count_, row_size_;
   float* memory_;
   const Strip* last_ = nullptr;
 };
@@ -373,7 +378,7 @@ class Convolver {
     const int64_t channels = shape_.padded_channels(), tiles = chunk.tiles();
     const int64_t stride = position_stride(tiles, channels);
     float* const v = thread_memory(Use::kInputs, kPositions * stride);
-    RowRing ring(shape_, input_, most);
+    RowRing ring(shape_, input_, shape_.padded_channels(), 1, most, Use::kRows);
     for (const Strip* s = chunk.begin; s != chunk.end; ++s) {
       transform_inputs(ring, *s, v + (s->first - chunk.first()) * channels, stride);
     }
@@ -388,7 +393,7 @@ class Convolver {
     const int64_t stride = position_stride(tiles, channels);
     float* const v = thread_memory(Use::kSharedInputs, kPositions * stride);
     torch::stable::parallel_for(0, end - begin, 1, [&](int64_t from, int64_t to) {
-      RowRing ring(shape_, input_, most);
+      RowRing ring(shape_, input_, shape_.padded_channels(), 1, most, Use::kRows);
       for (const Strip* s = begin + from; s != begin + to; ++s) {
         transform_inputs(ring, *s, v + (s->first - first) * channels, stride);
       }
@@ -408,7 +413,8 @@ class Convolver {
   void transform_inputs(RowRing& ring, const Strip& strip, float* v, int64_t stride) const {
     const float* rows[kTileInputs];
     ring.load(strip, rows);
-    kernels_.transform_inputs(rows, strip.tiles, shape_.padded_channels(), v, stride);
+    kernels_.transform_inputs(rows, strip.tiles, shape_.padded_channels(), v,
+                              shape_.padded_channels(), kChannelBlock, stride);
   }
 
   int64_t place(const Strip& s) const {
