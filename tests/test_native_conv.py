@@ -432,7 +432,7 @@ def test_fullgraph_forward_and_backward(layout, pool):
     want = gradients(unit, arguments, grad, 2, pool)
     got = gradients(compiled, arguments, grad, 2, pool)
     torch.testing.assert_close(got, want)
-    assert [t.stride() for t in got] == [t.stride() for t in want]
+    assert [t.stride() for t in got[:2]] == [t.stride() for t in want[:2]]
     with torch.no_grad():
         assert torch.equal(compiled(*arguments, 2, pool), want[0])
 

@@ -168,10 +168,10 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
   Tensor y = new_channels_last(x, call.shape);
   if (y.numel() == 0) return y;
   const PackedWeights packed(call.shape, call.weights);
-  parallel_each(packed.parts(), [&](int64_t part) { packed.pack(part); });
-  const ConvInput input = {x.const_data_ptr<float>(), nullptr, nullptr, nullptr};
-  Convolver(call.shape, input, packed, {y.mutable_data_ptr<float>(), call.bias, call.residual})
-      .run();
+  const Convolver convolver(call.shape, packed,
+                            {y.mutable_data_ptr<float>(), call.bias, call.residual});
+  parallel_each(convolver.parts(), [&](int64_t part) { convolver.pack(part); });
+  convolver.run({x.const_data_ptr<float>(), nullptr, nullptr, nullptr});
   return y;
 }
 
@@ -191,14 +191,15 @@ std::tuple<Tensor, Tensor, Tensor> norm_elu_conv3x3(Tensor x, Tensor labels, Ten
   const float* const values = x.const_data_ptr<float>();
 
   const PackedWeights packed(s, call.weights);
+  const Convolver convolver(s, packed, {y.mutable_data_ptr<float>(), call.bias, call.residual});
   const Statistics statistics(a.planes.geometry, values);
   const int64_t threads = torch::stable::get_num_threads();
   parallel_each(threads, [&](int64_t part) {
     share_of(part, threads, statistics.parts(), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) statistics.measure(i);
     });
-    share_of(part, threads, packed.parts(), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) packed.pack(i);
+    share_of(part, threads, convolver.parts(), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) convolver.pack(i);
     });
   });
 
@@ -212,8 +213,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_elu_conv3x3(Tensor x, Tensor labels, Ten
       affine.shift[at + c] -= residue[c] * affine.scale[at + c];
     }
   }
-  const ConvInput input = {values, means, affine.scale.get(), affine.shift.get()};
-  Convolver(s, input, packed, {y.mutable_data_ptr<float>(), call.bias, call.residual}).run();
+  convolver.run({values, means, affine.scale.get(), affine.shift.get()});
   return {y, mean, rstd};
 }
 

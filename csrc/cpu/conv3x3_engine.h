@@ -281,28 +281,24 @@ struct ConvWeights {
   }
 };
 
-// Packed weights of a convolution, transformed in parts: all of them before any multiplication.
+// The transformed weights of a convolution, by panels and parts of panels.
 //
-// They are transformed on every call. That costs a few percent of a convolution of one image, about what reading them
-// from a cache would cost where their 36 numbers for every 9 are no longer in a processor's cache; and nothing can go
-// stale.
+// They are transformed on every call: nothing can go stale. A cache of them would be four times as large as the weights,
+// and where it is not in a processor's cache, reading it takes as long as this does.
 class PackedWeights {
  public:
   PackedWeights(const ConvShape& shape, const ConvWeights& weights)
-      : kernels_(conv_kernels()),
-        shape_(shape),
-        weights_(weights),
-        panels_((shape.outputs + kernels_.panel - 1) / kernels_.panel),
-        memory_(thread_memory(Use::kWeights, panels_ * panel_size())) {}
+      : kernels_(conv_kernels()), shape_(shape), weights_(weights) {}
 
-  int64_t panels() const { return panels_; }
-  int64_t parts() const { return panels_ * parts_of_panel(); }
-  const float* panel(int64_t p) const { return memory_ + p * panel_size(); }
+  int64_t panels() const { return (shape_.outputs + kernels_.panel - 1) / kernels_.panel; }
+  int64_t parts_of_panel() const { return (shape_.channels + kPart - 1) / kPart; }
   int64_t position() const { return position_stride(shape_.channels, kernels_.panel); }
+  int64_t panel_size() const { return kPositions * position(); }
 
-  void pack(int64_t part) const {
-    const int64_t p = part / parts_of_panel(), first = part % parts_of_panel() * kPart;
-    const int64_t width = kernels_.panel, depth = std::min(kPart, shape_.channels - first);
+  // Part `part` of panel p, to u, which begins with the panel.
+  void pack(int64_t p, int64_t part, float* u) const {
+    const int64_t width = kernels_.panel, first = part * kPart;
+    const int64_t depth = std::min(kPart, shape_.channels - first);
     const int64_t outputs = std::min(width, shape_.outputs - p * width);
     float* const g = thread_memory(Use::kTaps, kPart * 9 * width);
     const float* const from = weights_.data + p * width * weights_.output + first * weights_.channel;
@@ -311,7 +307,7 @@ class PackedWeights {
     } else {
       gather(from, depth, outputs, g);
     }
-    kernels_.transform_weights(g, depth, memory_ + p * panel_size() + first * width, position());
+    kernels_.transform_weights(g, depth, u + first * width, position());
   }
 
  private:
@@ -328,14 +324,9 @@ class PackedWeights {
     }
   }
 
-  int64_t parts_of_panel() const { return (shape_.channels + kPart - 1) / kPart; }
-  int64_t panel_size() const { return kPositions * position(); }
-
   const ConvKernels& kernels_;
   const ConvShape& shape_;
   ConvWeights weights_;
-  int64_t panels_;
-  float* memory_;
 };
 
 // --- the convolution ------------------------------------------------------------------------------
@@ -348,37 +339,54 @@ struct ConvOutput {
 
 class Convolver {
  public:
-  Convolver(const ConvShape& shape, const ConvInput& input, const PackedWeights& weights,
-            const ConvOutput& output)
+  Convolver(const ConvShape& shape, const PackedWeights& weights, const ConvOutput& output)
       : kernels_(conv_kernels()),
         shape_(shape),
-        input_(input),
         weights_(weights),
         output_(output),
-        bias_(static_cast<size_t>(weights.panels() * kernels_.panel)) {
+        bias_(static_cast<size_t>(weights.panels() * kernels_.panel)),
+        threads_(torch::stable::get_num_threads()),
+        most_(most_tiles(shape)),
+        strips_(cut_strips(shape, most_)),
+        chunks_(cut_chunks(strips_.data(), strips_.data() + strips_.size(), most_)) {
     if (output.bias != nullptr) std::copy_n(output.bias, shape.outputs, bias_.begin());
+    if (parts() > 0) {
+      u_ = thread_memory(Use::kWeights, weights.panels() * weights.panel_size());
+    }
   }
 
-  void run() const {
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t tile_bytes = kPositions * (shape_.padded_channels() + kernels_.panel) * 4;
-    const int64_t most = std::max<int64_t>(kLeastTiles, second_cache_bytes() * 3 / 4 / tile_bytes);
-    const std::vector<Strip> strips = cut_strips(shape_, most);
-    const Strip* const end = strips.data() + strips.size();
-    const std::vector<Chunk> chunks = cut_chunks(strips.data(), end, most);
-    const int64_t n = static_cast<int64_t>(chunks.size()), even = n - n % threads;
-    parallel_each(even, [&](int64_t i) { run_chunk(chunks[static_cast<size_t>(i)], most); });
-    if (even < n) run_shared(chunks[static_cast<size_t>(even)].begin, end, most, threads);
+  // The weights are packed before `run`, in parts 0 .. parts() - 1 by any thread. But with one chunk, and panels enough
+  // for the threads, each panel is used once, and packed then: it is still in the cache.
+  int64_t parts() const {
+    if (chunks_.size() == 1 && threads_ <= weights_.panels()) return 0;
+    return weights_.panels() * weights_.parts_of_panel();
+  }
+
+  void pack(int64_t part) const {
+    const int64_t n = weights_.parts_of_panel(), p = part / n;
+    weights_.pack(p, part % n, u_ + p * weights_.panel_size());
+  }
+
+  void run(const ConvInput& input) const {
+    const int64_t n = static_cast<int64_t>(chunks_.size()), even = n - n % threads_;
+    parallel_each(even, [&](int64_t i) { run_chunk(input, chunks_[static_cast<size_t>(i)]); });
+    if (even < n) run_shared(input, chunks_[static_cast<size_t>(even)].begin);
   }
 
  private:
   static constexpr int64_t kLeastTiles = 16;
 
-  void run_chunk(const Chunk& chunk, int64_t most) const {
-    const int64_t channels = shape_.padded_channels(), tiles = chunk.tiles();
-    const int64_t stride = position_stride(tiles, channels);
+  // In a chunk: three quarters of the second cache for its inputs and the products of a panel.
+  static int64_t most_tiles(const ConvShape& shape) {
+    const int64_t floats = kPositions * (shape.padded_channels() + conv_kernels().panel);
+    return std::max<int64_t>(kLeastTiles, second_cache_bytes() * 3 / 16 / floats);
+  }
+
+  void run_chunk(const ConvInput& input, const Chunk& chunk) const {
+    const int64_t channels = shape_.padded_channels();
+    const int64_t stride = position_stride(chunk.tiles(), channels);
     float* const v = thread_memory(Use::kInputs, kPositions * stride);
-    RowRing ring(shape_, input_, shape_.padded_channels(), 1, most, Use::kRows);
+    RowRing ring(shape_, input, channels, 1, most_, Use::kRows);
     for (const Strip* s = chunk.begin; s != chunk.end; ++s) {
       transform_inputs(ring, *s, v + (s->first - chunk.first()) * channels, stride);
     }
@@ -387,21 +395,22 @@ class Convolver {
   }
 
   // Fewer chunks than threads: these share the inputs' transforms, and then the panels.
-  void run_shared(const Strip* begin, const Strip* end, int64_t most, int64_t threads) const {
+  void run_shared(const ConvInput& input, const Strip* begin) const {
+    const Strip* const end = strips_.data() + strips_.size();
     const int64_t channels = shape_.padded_channels(), panels = weights_.panels();
     const int64_t first = begin->first, tiles = end[-1].first + end[-1].tiles - first;
     const int64_t stride = position_stride(tiles, channels);
     float* const v = thread_memory(Use::kSharedInputs, kPositions * stride);
     torch::stable::parallel_for(0, end - begin, 1, [&](int64_t from, int64_t to) {
-      RowRing ring(shape_, input_, shape_.padded_channels(), 1, most, Use::kRows);
+      RowRing ring(shape_, input, channels, 1, most_, Use::kRows);
       for (const Strip* s = begin + from; s != begin + to; ++s) {
         transform_inputs(ring, *s, v + (s->first - first) * channels, stride);
       }
     });
-    std::vector<Chunk> chunks = cut_chunks(begin, end, most);
-    if (static_cast<int64_t>(chunks.size()) * panels % threads != 0) {
-      const int64_t small = std::max(kLeastTiles, tiles * panels / (4 * threads));
-      chunks = cut_chunks(begin, end, std::min(most, small));
+    std::vector<Chunk> chunks = cut_chunks(begin, end, most_);
+    if (parts() > 0 && static_cast<int64_t>(chunks.size()) * panels % threads_ != 0) {
+      const int64_t small = std::max(kLeastTiles, tiles * panels / (4 * threads_));
+      chunks = cut_chunks(begin, end, std::min(most_, small));
     }
     const int64_t n = static_cast<int64_t>(chunks.size());
     parallel_each(panels * n, [&](int64_t i) {
@@ -450,9 +459,14 @@ class Convolver {
     const int64_t width = kernels_.panel, tiles = chunk.tiles(), first = panel * width;
     const int64_t m_position = position_stride(tiles, width);
     float* const m = thread_memory(Use::kProducts, kPositions * m_position);
+    float* u = u_ + panel * weights_.panel_size();
+    if (parts() == 0) {
+      u = thread_memory(Use::kWeights, weights_.panel_size());
+      for (int64_t i = 0; i < weights_.parts_of_panel(); ++i) weights_.pack(panel, i, u);
+    }
     const float* const residual = output_.residual == nullptr ? nullptr : output_.residual + first;
-    kernels_.multiply(v, shape_.padded_channels(), v_position, weights_.panel(panel),
-                      weights_.position(), shape_.channels, m, m_position, tiles,
+    kernels_.multiply(v, shape_.padded_channels(), v_position, u, weights_.position(),
+                      shape_.channels, m, m_position, tiles,
                       {output_.y + first, residual, pixels.data(),
                        static_cast<int64_t>(pixels.size())});
     for (const Strip* s = chunk.begin; s != chunk.end; ++s) {
@@ -467,10 +481,14 @@ class Convolver {
 
   const ConvKernels& kernels_;
   const ConvShape& shape_;
-  const ConvInput& input_;
   const PackedWeights& weights_;
   ConvOutput output_;
   std::vector<float> bias_;  // padded to full panels
+  int64_t threads_;
+  int64_t most_;  // tiles in a chunk
+  std::vector<Strip> strips_;
+  std::vector<Chunk> chunks_;
+  float* u_ = nullptr;
 };
 
 }  // namespace ncsn
