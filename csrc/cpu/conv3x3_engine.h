@@ -180,10 +180,14 @@ struct Chunk {
   int64_t tiles() const { return end[-1].first + end[-1].tiles - begin->first; }
 };
 
+// Chunks of at most `most` tiles, or one strip; of equal size, as far as can be.
 inline std::vector<Chunk> cut_chunks(const Strip* begin, const Strip* end, int64_t most) {
   std::vector<Chunk> chunks;
+  if (begin == end) return chunks;
+  const int64_t tiles = Chunk{begin, end}.tiles();
+  const int64_t count = (tiles + most - 1) / most, fair = (tiles + count - 1) / count;
   for (const Strip* s = begin; s != end; ++s) {
-    if (!chunks.empty() && s->first + s->tiles - chunks.back().first() <= most) {
+    if (!chunks.empty() && s->first + s->tiles - chunks.back().first() <= fair) {
       chunks.back().end = s + 1;
     } else {
       chunks.push_back({s, s + 1});
@@ -345,22 +349,16 @@ class Convolver {
         weights_(weights),
         output_(output),
         bias_(static_cast<size_t>(weights.panels() * kernels_.panel)),
+        u_(thread_memory(Use::kWeights, weights.panels() * weights.panel_size())),
         threads_(torch::stable::get_num_threads()),
         most_(most_tiles(shape)),
         strips_(cut_strips(shape, most_)),
         chunks_(cut_chunks(strips_.data(), strips_.data() + strips_.size(), most_)) {
     if (output.bias != nullptr) std::copy_n(output.bias, shape.outputs, bias_.begin());
-    if (parts() > 0) {
-      u_ = thread_memory(Use::kWeights, weights.panels() * weights.panel_size());
-    }
   }
 
-  // The weights are packed before `run`, in parts 0 .. parts() - 1 by any thread. But with one chunk, and panels enough
-  // for the threads, each panel is used once, and packed then: it is still in the cache.
-  int64_t parts() const {
-    if (chunks_.size() == 1 && threads_ <= weights_.panels()) return 0;
-    return weights_.panels() * weights_.parts_of_panel();
-  }
+  // The weights are packed before `run`, in parts 0 .. parts() - 1 by any thread.
+  int64_t parts() const { return weights_.panels() * weights_.parts_of_panel(); }
 
   void pack(int64_t part) const {
     const int64_t n = weights_.parts_of_panel(), p = part / n;
@@ -376,10 +374,11 @@ class Convolver {
  private:
   static constexpr int64_t kLeastTiles = 16;
 
-  // In a chunk: three quarters of the second cache for its inputs and the products of a panel.
+  // In a chunk: three eighths of the second cache for its inputs and the products of a panel. (Measured: with more, a
+  // panel of weights and the outputs push them out; with less, strips share fewer rows, and weights are read more often.)
   static int64_t most_tiles(const ConvShape& shape) {
     const int64_t floats = kPositions * (shape.padded_channels() + conv_kernels().panel);
-    return std::max<int64_t>(kLeastTiles, second_cache_bytes() * 3 / 16 / floats);
+    return std::max<int64_t>(kLeastTiles, second_cache_bytes() * 3 / 32 / floats);
   }
 
   void run_chunk(const ConvInput& input, const Chunk& chunk) const {
@@ -408,7 +407,7 @@ class Convolver {
       }
     });
     std::vector<Chunk> chunks = cut_chunks(begin, end, most_);
-    if (parts() > 0 && static_cast<int64_t>(chunks.size()) * panels % threads_ != 0) {
+    if (static_cast<int64_t>(chunks.size()) * panels % threads_ != 0) {
       const int64_t small = std::max(kLeastTiles, tiles * panels / (4 * threads_));
       chunks = cut_chunks(begin, end, std::min(most_, small));
     }
@@ -459,14 +458,10 @@ class Convolver {
     const int64_t width = kernels_.panel, tiles = chunk.tiles(), first = panel * width;
     const int64_t m_position = position_stride(tiles, width);
     float* const m = thread_memory(Use::kProducts, kPositions * m_position);
-    float* u = u_ + panel * weights_.panel_size();
-    if (parts() == 0) {
-      u = thread_memory(Use::kWeights, weights_.panel_size());
-      for (int64_t i = 0; i < weights_.parts_of_panel(); ++i) weights_.pack(panel, i, u);
-    }
     const float* const residual = output_.residual == nullptr ? nullptr : output_.residual + first;
-    kernels_.multiply(v, shape_.padded_channels(), v_position, u, weights_.position(),
-                      shape_.channels, m, m_position, tiles,
+    kernels_.multiply(v, shape_.padded_channels(), v_position,
+                      u_ + panel * weights_.panel_size(), weights_.position(), shape_.channels, m,
+                      m_position, tiles,
                       {output_.y + first, residual, pixels.data(),
                        static_cast<int64_t>(pixels.size())});
     for (const Strip* s = chunk.begin; s != chunk.end; ++s) {
@@ -484,11 +479,11 @@ class Convolver {
   const PackedWeights& weights_;
   ConvOutput output_;
   std::vector<float> bias_;  // padded to full panels
+  float* u_;                 // the packed weights
   int64_t threads_;
   int64_t most_;  // tiles in a chunk
   std::vector<Strip> strips_;
   std::vector<Chunk> chunks_;
-  float* u_ = nullptr;
 };
 
 }  // namespace ncsn
