@@ -137,7 +137,7 @@ def test_parts(pool, columns, parts, record_backends):
 def test_convolution_alone(layout, record_backends):
     x, _, _, weight, bias, residual, _ = inputs((2, 7, 9, 10), 6, layout)
     with record_backends() as ran:
-        y = ops.conv3x3(x, weight, bias, dilation=3, residual=residual)
+        y = ops.conv3x3(x, weight, bias, dilation=3, residual=residual, conv_algo="winograd")
     assert ran == [("conv3x3", "native")] and y.stride() == residual.stride()
     expected = reference.conv3x3(
         x.double(), weight.double(), bias.double(), residual.double(), dilation=3
@@ -443,14 +443,41 @@ def test_fullgraph_forward_and_backward(layout, pool):
 def test_the_default_network(record_backends):
     torch.manual_seed(0)
     model = NCSN(sigmas=NCSN.make_sigmas(1.0, 0.01, 10)).eval()
-    x, labels = torch.randn(2, 3, 9, 12), torch.tensor([0, 7])
+    x, labels = torch.randn(1, 3, 32, 32), torch.tensor([7])
     with torch.no_grad(), record_backends() as ran:
         score = model(x, labels)
-    units = [name for name, backend in ran if backend == "native" and "conv3x3" in name]
-    assert len(units) == 84 and {backend for _, backend in ran} == {"native"}
+    units = [name for name, _ in ran if "conv3x3" in name]
+    assert len(units) == 83 and {backend for _, backend in ran} == {"native"}
     assert score.is_contiguous()
     with torch.no_grad():
+        rows = model(to_layout(x), labels)
         wide = model.double()(x.double(), labels)
-        assert relative_error(score, wide) <= NETWORK
-        rows = model.float()(to_layout(x), labels)
     assert torch.equal(rows, score) and rows.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(score, wide) <= NETWORK
+
+
+def test_which_algorithm(record_backends):
+    def ran_by(channels, height, width, dilation, conv_algo, dtype=torch.float32):
+        x, *_, weight, bias, _, _ = (t.to(dtype) for t in inputs((1, channels, height, width), 4))
+        with record_backends() as ran:
+            ops.conv3x3(x, weight, bias, dilation=dilation, conv_algo=conv_algo)
+        return "winograd" if ran else "direct"
+
+    for algorithm in ("direct", "winograd"):
+        assert ran_by(20, 32, 32, 8, algorithm) == ran_by(2, 3, 3, 8, algorithm) == algorithm
+    table = {
+        (16, 32, 32, 1): "winograd",
+        (16, 32, 32, 8): "winograd",
+        (16, 16, 16, 8): "direct",  # images of 2x2
+        (16, 33, 32, 8): "winograd",
+        (3, 12, 12, 1): "winograd",
+        (3, 32, 32, 1): "direct",
+        (32, 1, 1, 1): "direct",
+    }
+    for case, expected in table.items():
+        assert ran_by(*case, "auto") == expected, case
+    assert ran_by(16, 32, 32, 1, "auto", torch.float64) == "direct"
+    with pytest.raises(RuntimeError, match="'winograd' cannot serve conv3x3: .* in float32, got"):
+        ran_by(16, 32, 32, 1, "winograd", torch.float64)
+    with pytest.raises(ValueError, match="conv_algo must be one of auto, direct, winograd"):
+        ran_by(16, 32, 32, 1, "fft")

@@ -15,9 +15,9 @@
 namespace ncsn {
 namespace {
 
-// Tiles at a time: enough that adding to the gradient costs little beside the products, few enough that a position's
-// inputs stay in the second cache, and its gradients of one panel in the first.
-constexpr int64_t kTilesAtOnce = 128;
+// Tiles at a time (measured): enough that adding to the gradient costs little beside the products, few enough that
+// their transforms stay in the second caches of a few threads.
+constexpr int64_t kTilesAtOnce = 64;
 
 // The position of the sum of all of a tile's gradients: row 1 of A^T, which is all ones, on both sides.
 constexpr int64_t kSumPosition = 7;
