@@ -220,7 +220,7 @@ NCSN_LEVEL_TARGET static void transform_outputs(const float* m, int64_t m_positi
       Vector values[4][4];
       output_tile(m + t * kPanel + o, m_position, load(bias + o), values);
       float* const out = y.first + first + o;
-      const float* const old = residual + first + o;
+      const float* const old = residual == nullptr ? nullptr : residual + first + o;
       if (full && o < whole && residual == nullptr) {
 #pragma GCC unroll 6
         for (int i = 0; i < 4; ++i) {
