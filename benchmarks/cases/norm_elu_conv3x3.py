@@ -38,6 +38,11 @@ def function(n: int, channels: int, size: int, dilation: int) -> Function:
         operators=("norm_elu_conv3x3",),
         differentiable=(0, 2, 3, 4),
         has_matmul=True,
+        backward_operators=(
+            "conv3x3",
+            "conv3x3_weight_gradient",
+            "cond_instance_norm_elu_backward",
+        ),
     )
 
 
