@@ -143,6 +143,7 @@ class Function:
         eager: as one writes it in PyTorch.
         ours: takes ``backend=`` too.
         operators: of ours, which a backend must run.
+        backward_operators: the same for the gradients; None for each operator's own ``_backward``.
         differentiable: positions of the inputs whose gradients the backward pass computes.
         has_matmul: whether autotuning has anything to choose on a CPU.
     """
@@ -153,6 +154,7 @@ class Function:
     operators: tuple[str, ...]
     differentiable: tuple[int, ...] = (0,)
     has_matmul: bool = False
+    backward_operators: tuple[str, ...] | None = None
 
     def expected(self, dtype: torch.dtype, *, backward: bool) -> Callable[[], Outputs]:
         """The float64 outputs of the reference, for inputs rounded to the dtype."""
@@ -180,12 +182,16 @@ class Function:
                 peers.append(compiled_peer(mode, layout, partial(work, self.eager, layout)))
             for name in self._backends(device):
                 call = partial(self.ours, backend=None if name == OURS else name)
-                names = [f"{op}_backward" if backward else op for op in self.operators]
-                prove = partial(check_backend, backend=name, operators=names)
+                prove = partial(check_backend, backend=name, operators=self._that_run(backward))
                 if name == OURS:
                     prove = seen_backends
                 peers.append(our_peer(name, layout, partial(work, call, layout), prove))
         return tuple(peers)
+
+    def _that_run(self, backward: bool) -> Sequence[str]:
+        if not backward:
+            return self.operators
+        return self.backward_operators or [f"{op}_backward" for op in self.operators]
 
     def _backends(self, device: torch.device) -> list[str]:
         """Those that can serve; the reference, which nobody meets where there are kernels, only if none else can."""

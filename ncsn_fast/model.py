@@ -171,7 +171,10 @@ class NCSN(
         self._check_images(x)
         labels = self._check_labels(labels, len(x))
 
-        h = self.begin_conv(x)
+        convert = ops.wants_channels_last(x)
+        if convert:  # here and at the end, for all the layers between
+            x = x.contiguous(memory_format=torch.channels_last)
+        h = ops.conv3x3(x, self.begin_conv.weight, self.begin_conv.bias)
         h1 = self.stage1(h, labels)
         h2 = self.stage2(h1, labels)
         h3 = self.stage3(h2, labels)
@@ -181,6 +184,8 @@ class NCSN(
         r = self.refine2([h2, r], labels)
         r = self.refine1([h1, r], labels)
         score = norm_elu_conv(self.end_norm, self.end_conv, r, labels)
+        if convert:
+            score = score.contiguous()
         if self.config.scale_by_sigma:
             # index_select, not indexing: it has no negative indices, on any device.
             score = score / self.sigmas.index_select(0, labels).view(-1, 1, 1, 1)

@@ -174,7 +174,8 @@ def test_one_label_serves_the_batch_and_any_integer_dtype_will_do():
 
 
 def test_statistics_are_the_samples_own_in_both_modes():
-    model, x = make_model(), torch.randn(3, 2, 6, 6)
+    # Dilations that suit the image: PyTorch's convolution with others may round differently in another batch.
+    model, x = make_model(dilations=(1, 1, 2, 2)), torch.randn(3, 2, 6, 6)
     y = torch.tensor([0, 1, 2])
     in_training = model.train()(x, y)
     torch.testing.assert_close(model.eval()(x, y), in_training)

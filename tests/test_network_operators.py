@@ -263,21 +263,11 @@ def unit_inputs(dtype, out_channels=5):
     return x, labels, norm_weight, weight, bias, residual
 
 
-def unit_as_operator(x, labels, norm_weight, weight, bias, *, dilation, residual, pool):
-    return autograd.NormELUConv3x3.apply(
-        x, labels, norm_weight, weight, bias, residual, dilation, pool, 1e-5, "native"
-    )
-
-
-UNITS = pytest.mark.parametrize("unit", [ops.norm_elu_conv3x3, unit_as_operator])
-
-
-@UNITS
 @pytest.mark.parametrize("pool", [None, "neg_inf", "zero"])
 @pytest.mark.parametrize("dilation", [1, 2, 8])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("with_residual", [True, False])
-def test_unit_is_its_parts(unit, pool, dilation, with_bias, with_residual):
+def test_unit_is_its_parts(pool, dilation, with_bias, with_residual):
     x, labels, norm_weight, weight, bias, residual = unit_inputs(torch.float64)
     bias, residual = bias if with_bias else None, residual if with_residual else None
     h = reference.cond_instance_norm_elu(x, labels, norm_weight)
@@ -286,21 +276,20 @@ def test_unit_is_its_parts(unit, pool, dilation, with_bias, with_residual):
     expected = F.conv2d(h, weight, bias, padding=dilation, dilation=dilation)
     if with_residual:
         expected = expected + residual
-    got = unit(
+    got = ops.norm_elu_conv3x3(
         x, labels, norm_weight, weight, bias, dilation=dilation, residual=residual, pool=pool
     )
     torch.testing.assert_close(got, expected)
 
 
-@UNITS
-def test_unit_gradients_to_second_order(unit):
+def test_unit_gradients_to_second_order():
     x, labels, norm_weight, weight, bias, residual = (
         t.requires_grad_() if t.is_floating_point() else t for t in unit_inputs(torch.float64, 2)
     )
     x, residual = x[:, :, :3, :3], residual[:, :, :3, :3]
 
     def call(x, norm_weight, weight, bias, residual):
-        return unit(
+        return ops.norm_elu_conv3x3(
             x, labels, norm_weight, weight, bias, dilation=2, residual=residual, pool="zero"
         )
 
@@ -312,18 +301,40 @@ def test_unit_gradients_to_second_order(unit):
 # --- the dispatcher's view ------------------------------------------------------------------------
 
 
+def unit_calls():
+    def channels_last(t):
+        is_image = t is not None and t.dim() == 4
+        return t.contiguous(memory_format=torch.channels_last) if is_image else t
+
+    x, labels, norm_weight, weight, bias, residual = map(channels_last, unit_inputs(torch.float32))
+    norm = (labels, norm_weight, *torch.ones(2, *x.shape[:2]))
+    return {
+        "norm_elu_conv3x3": [
+            (x, labels, norm_weight, weight, bias, residual, 2, 1e-5),
+            (x, labels, norm_weight, weight, None, None, 1, 1e-5),
+        ],
+        "conv3x3": [
+            (x, weight, bias, residual, 2, False),
+            (residual, weight, None, None, 1, True),
+        ],
+        "conv3x3_weight_gradient": [
+            (residual, x, *norm, 2),
+            (residual, x, None, None, None, None, 1),
+        ],
+    }
+
+
 def operator_calls():
     x, labels, weight = norm_inputs((2, 3, 5, 6), torch.float32)
     plain = (x, labels, weight, 1e-5, True)
     y, mean, rstd = torch.ops.ncsn_fast.cond_instance_norm_elu(*plain)
-    unit = unit_inputs(torch.float32)
     channels_last = x.contiguous(memory_format=torch.channels_last)
     return {
         "cond_instance_norm_elu": [plain, (channels_last, *plain[1:])],
         "cond_instance_norm_elu_backward": [(y, x, labels, weight, mean, rstd, True)],
         "max_pool5": [(x, "neg_inf"), (channels_last, "zero")],
         "max_pool5_backward": [(y, x, "zero"), (y, x, "neg_inf")],
-        "norm_elu_conv3x3": [(*unit, 2, "zero", 1e-5), (*unit[:4], None, None, 1, None, 1e-5)],
+        **unit_calls(),
     }
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ncsn_fast.ops.tolerances import NORMAL, TOLERANCES, relative_error
+from ncsn_fast.ops.tolerances import NETWORK, NORMAL, TOLERANCES, WINOGRAD, relative_error
 
-__all__ = ["NORMAL", "TOLERANCES", "assert_forward", "assert_gradient", "relative_error"]
+__all__ = [
+    "NETWORK",
+    "NORMAL",
+    "TOLERANCES",
+    "WINOGRAD",
+    "assert_forward",
+    "assert_gradient",
+    "relative_error",
+]
 
 
 def assert_forward(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:

@@ -17,6 +17,9 @@ from ..suite import Case, Settings, tolerance_of
 
 CLASSES = 10
 
+# Channels, size, dilation: the widths, the sizes and the dilations of the networks.
+FULL = [(32, 32, 1), (64, 32, 1), (128, 32, 1), (128, 32, 4), (128, 32, 8), (128, 64, 1)]
+
 
 def function(n: int, channels: int, size: int, dilation: int) -> Function:
     def inputs() -> tuple[Tensor, ...]:
@@ -35,12 +38,17 @@ def function(n: int, channels: int, size: int, dilation: int) -> Function:
         operators=("norm_elu_conv3x3",),
         differentiable=(0, 2, 3, 4),
         has_matmul=True,
+        backward_operators=(
+            "conv3x3",
+            "conv3x3_weight_gradient",
+            "cond_instance_norm_elu_backward",
+        ),
     )
 
 
 def cases(settings: Settings) -> Iterator[Case]:
     batches = settings.batch_sizes(full=(1, 8, 32), quick=(8,))
-    shapes = [(128, 32, 1)] if settings.quick else [(32, 32, 1), (128, 32, 1), (128, 32, 4)]
+    shapes = [(128, 32, 1)] if settings.quick else FULL
     for dtype, backward in product(settings.dtypes, (False, True)):
         for (channels, size, dilation), n in product(shapes, batches):
             work = function(n, channels, size, dilation)

@@ -156,43 +156,95 @@ class MaxPool5Backward(Function):
 
 
 class NormELUConv3x3(Function):
-    """``norm_elu_conv3x3`` by the fused operator of a backend; its gradients recompute the reference."""
+    """``norm_elu_conv3x3`` without a pool by the operators of a backend; with labels None, ``conv3x3`` of x.
+
+    Saves x, weights, mean and rstd: elu(norm(x)) is computed again.
+    """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx,
         x: Tensor,
-        labels: Tensor,
-        norm_weight: Tensor,
+        labels: Tensor | None,
+        norm_weight: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         residual: Tensor | None,
         dilation: int,
-        pool: str | None,
         eps: float,
         backend: str,
     ) -> Tensor:
-        ctx.save_for_backward(x, labels, norm_weight, weight, bias, residual)
-        ctx.settings = (dilation, pool, eps)
-        fused = operator("norm_elu_conv3x3", backend)
-        return fused(x, labels, norm_weight, weight, bias, residual, dilation, pool, eps)
+        if labels is None:
+            mean = rstd = None
+            y = operator("conv3x3", backend)(x, weight, bias, residual, dilation, False)
+        else:
+            fused = operator("norm_elu_conv3x3", backend)
+            y, mean, rstd = fused(x, labels, norm_weight, weight, bias, residual, dilation, eps)
+        ctx.save_for_backward(x, labels, norm_weight, weight, mean, rstd)
+        ctx.settings = (dilation, eps, backend)
+        return y
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, labels, norm_weight, weight, bias, residual = ctx.saved_tensors
-        dilation, pool, eps = ctx.settings
+        x, _, norm_weight, weight, bias, residual = ctx.needs_input_grad[:6]
+        needed = (x, norm_weight, weight, bias)
+        grads = NormELUConv3x3Backward.apply(grad_y, *ctx.saved_tensors, needed, *ctx.settings)
+        return (grads[0], None, *grads[1:], grad_y if residual else None, None, None, None)
 
-        def forward(
-            x: Tensor,
-            norm_weight: Tensor,
-            weight: Tensor,
-            bias: Tensor | None,
-            residual: Tensor | None,
-        ) -> Tensor:
+
+class NormELUConv3x3Backward(Function):
+    """The first gradient: for x, the norm's weight, the convolution's weight and its bias, each if it is needed."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        grad_y: Tensor,
+        x: Tensor,
+        labels: Tensor | None,
+        norm_weight: Tensor | None,
+        weight: Tensor,
+        mean: Tensor | None,
+        rstd: Tensor | None,
+        needed: tuple[bool, bool, bool, bool],
+        dilation: int,
+        eps: float,
+        backend: str,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(grad_y, x, labels, norm_weight, weight)
+        ctx.settings = (needed, dilation, eps)
+        grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+        grad_x = grad_norm_weight = grad_weight = grad_bias = None
+        norm = (labels, norm_weight, mean, rstd)
+        if needed[0] or needed[1]:
+            grad_x = operator("conv3x3", backend)(grad_y, weight, None, None, dilation, True)
+            if labels is not None:
+                grad_x, grad_norm_weight = operator("cond_instance_norm_elu_backward", backend)(
+                    grad_x, x, *norm, True
+                )
+        if needed[2] or needed[3]:
+            grad_weight, grad_bias = operator("conv3x3_weight_gradient", backend)(
+                grad_y, x, *norm, dilation
+            )
+        return grad_x, grad_norm_weight, grad_weight, grad_bias
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_y, x, labels, norm_weight, weight = ctx.saved_tensors
+        needed, dilation, eps = ctx.settings
+
+        def forward(x: Tensor, norm_weight: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+            if labels is None:
+                return reference.conv3x3(x, weight, bias, None, dilation)
             return reference.norm_elu_conv3x3(
-                x, labels, norm_weight, weight, bias, residual, dilation, pool, eps
+                x, labels, norm_weight, weight, bias, None, dilation, None, eps
             )
 
-        inputs = (x, norm_weight, weight, bias, residual)
-        grads = reference_vjp(forward, inputs, (grad_y,))
-        return (grads[0], None, *grads[1:], None, None, None, None)
+        def first_gradient(
+            grad_y: Tensor, x: Tensor, norm_weight: Tensor | None, weight: Tensor
+        ) -> tuple[Tensor | None, ...]:
+            bias = grad_y.new_zeros(weight.shape[0], requires_grad=needed[3])
+            return reference_vjp(forward, (x, norm_weight, weight, bias), (grad_y,))
+
+        inputs = (grad_y, x, norm_weight, weight)
+        seconds = reference_vjp(first_gradient, inputs, grads)
+        return (*seconds[:2], None, *seconds[2:], *[None] * 6)

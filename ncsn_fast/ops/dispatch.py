@@ -18,6 +18,7 @@ from . import extension
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
     "cond_instance_norm_elu",
+    "conv3x3",
     "langevin_step_",
     "max_pool5",
     "norm_elu_conv3x3",
@@ -25,7 +26,7 @@ OPERATORS = (
 )
 
 # Operators that are made of others where no kernel does them at once; the parts then answer for the backend.
-COMPOSED = ("norm_elu_conv3x3",)
+COMPOSED = ("conv3x3", "norm_elu_conv3x3")
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
 AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference")}
@@ -99,12 +100,25 @@ def _dense(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def _not_float32(*tensors: Tensor | None) -> str | None:
+    device_type = tensors[0].device.type
+    if torch.is_autocast_enabled(device_type):
+        return f"autocast asks for {torch.get_autocast_dtype(device_type)}"
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype != torch.float32:
+            return f"the convolution engine computes in float32, got {tensor.dtype}"
+    return None
+
+
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
+    "conv3x3": lambda x, *rest: _dense(x) or _not_float32(x, *rest),
     "langevin_step_": _dense,
     "max_pool5": _dense,
-    "norm_elu_conv3x3": lambda x, labels, norm_weight, weight, bias, residual: _dense(x, residual),
+    "norm_elu_conv3x3": lambda x, labels=None, norm_weight=None, *rest: (
+        _dense(x) or _not_float32(x, *rest)
+    ),
     "philox_": _dense,
 }
 
@@ -118,6 +132,55 @@ def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
 
 # The same for the Triton kernels alone.
 TRITON_LIMITS: dict[str, Callable[..., str | None]] = {"cond_instance_norm_elu": _triton_norm}
+# Where Winograd's F(4x4, 3x3) beats a direct convolution on a CPU, by measurement. For one sample, so that a sample's
+# result does not depend on its batch.
+CONV_ALGORITHMS = ("auto", "direct", "winograd")
+WINOGRAD_TILE = 4
+WINOGRAD_LEAST_FILL = (
+    0.3  # of the tiles by outputs; dilation d cuts the image into d x d small ones
+)
+WINOGRAD_LEAST_CHANNELS = 16  # with fewer there is little to save ...
+WINOGRAD_FEW_PIXELS = 144  # ... but in a small image all that counts is one call instead of some
+
+
+def winograd_pays(x: Tensor, dilation: int) -> bool:
+    """Whether ``conv_algo="auto"`` takes the convolution engine for ``(N, C, H, W)``."""
+    tiles = 1
+    for size in x.shape[2:]:
+        long, images = size // dilation + 1, size % dilation
+        short = dilation - images
+        per_image = [-(-length // WINOGRAD_TILE) for length in (long, long - 1)]
+        tiles *= images * per_image[0] + short * per_image[1]
+    pixels = x.shape[2] * x.shape[3]
+    if pixels < WINOGRAD_LEAST_FILL * WINOGRAD_TILE**2 * tiles:
+        return False
+    return x.shape[1] >= WINOGRAD_LEAST_CHANNELS or pixels <= WINOGRAD_FEW_PIXELS
+
+
+def select_convolution(
+    op: str, backend: str | None, conv_algo: str, dilation: int, *tensors: Tensor | None
+) -> str:
+    """:func:`select`, where on a CPU ``native`` is Winograd's algorithm and ``reference`` a direct convolution.
+
+    Raises:
+        BackendError: as :func:`select`; ``conv_algo="winograd"`` and no backend that has it can serve the call.
+        ValueError: as :func:`select`; an unknown ``conv_algo``.
+    """
+    if conv_algo not in CONV_ALGORITHMS:
+        raise ValueError(
+            f"conv_algo must be one of {', '.join(CONV_ALGORITHMS)}, got {conv_algo!r}"
+        )
+    chosen = select(op, backend, *tensors)
+    if conv_algo == "direct":
+        return "reference"
+    if conv_algo == "winograd":
+        reason = why_not("native", op, tensors[0].device.type, *tensors)
+        if reason is not None:
+            raise BackendError(f"conv_algo 'winograd' cannot serve {op}: {reason}")
+        return "native"
+    if chosen == "native" and backend is None and tensors[0].device.type == "cpu":
+        return chosen if winograd_pays(tensors[0], dilation) else "reference"
+    return chosen
 
 
 def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:

@@ -180,6 +180,62 @@ def norm_elu_conv3x3(
     return h if residual is None else h + residual
 
 
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dilation: int = 1,
+    transposed: bool = False,
+) -> Tensor:
+    """3x3 convolution of the same size, bias, residual; channels_last.
+
+    ``transposed`` is the convolution's gradient for its input: channels and outputs of ``weight`` change places, rows
+    and columns run backwards.
+    """
+    if transposed:
+        weight = weight.transpose(0, 1).flip(2, 3)
+    y = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+    y = y if residual is None else y + residual
+    return y.clone(memory_format=torch.channels_last)
+
+
+def norm_elu_conv3x3_with_statistics(
+    x: Tensor,
+    labels: Tensor,
+    norm_weight: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    dilation: int = 1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The unit without a pool, channels_last, and the norm's statistics, which its gradient needs."""
+    h, mean, rstd = cond_instance_norm_elu_with_statistics(x, labels, norm_weight, eps, True)
+    return conv3x3(h, weight, bias, residual, dilation), mean, rstd
+
+
+def conv3x3_weight_gradient(
+    grad_y: Tensor,
+    x: Tensor,
+    labels: Tensor | None,
+    norm_weight: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    dilation: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`conv3x3` for its weight and bias; with labels, of the convolution of ``elu(norm(x))``.
+
+    ``mean`` and ``rstd`` are what :func:`norm_elu_conv3x3_with_statistics` returned.
+    """
+    if labels is not None:
+        u = normalise(x - per_plane(mean, x), mean, rstd, labels, norm_weight)
+        x = F.elu(u).to(x.dtype)
+    size = (grad_y.shape[1], x.shape[1], 3, 3)
+    grad_weight = torch.nn.grad.conv2d_weight(x, size, grad_y, padding=dilation, dilation=dilation)
+    return grad_weight.contiguous(), grad_y.sum((0, 2, 3))
+
+
 # --- the noise stream -----------------------------------------------------------------------------
 
 # Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.

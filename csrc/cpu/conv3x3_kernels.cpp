@@ -1,0 +1,54 @@
+// Compiles conv3x3_kernels.h for every SIMD level, and chooses at run time.
+
+#include "cpu/conv3x3.h"
+
+#if NCSN_X86
+#include <immintrin.h>
+#endif
+
+namespace ncsn {
+
+namespace baseline {
+namespace {
+#define NCSN_LEVEL_TARGET
+#define NCSN_LEVEL_WIDTH 4
+#define NCSN_LEVEL_ROWS 6
+#include "cpu/conv3x3_kernels.h"
+}  // namespace
+}  // namespace baseline
+
+#if NCSN_X86
+namespace avx2 {
+namespace {
+#define NCSN_LEVEL_TARGET NCSN_TARGET_AVX2
+#define NCSN_LEVEL_WIDTH 8
+#define NCSN_LEVEL_ROWS 6
+#include "cpu/conv3x3_kernels.h"
+}  // namespace
+}  // namespace avx2
+
+namespace avx512 {
+namespace {
+#define NCSN_LEVEL_TARGET NCSN_TARGET_AVX512
+#define NCSN_LEVEL_WIDTH 16
+#define NCSN_LEVEL_ROWS 14
+#include "cpu/conv3x3_kernels.h"
+}  // namespace
+}  // namespace avx512
+#endif
+
+const ConvKernels& conv_kernels() {
+#if NCSN_X86
+  switch (simd_level()) {
+    case Simd::kAvx512:
+      return avx512::kKernels;
+    case Simd::kAvx2:
+      return avx2::kKernels;
+    case Simd::kBaseline:
+      break;
+  }
+#endif
+  return baseline::kKernels;
+}
+
+}  // namespace ncsn
