@@ -132,13 +132,12 @@ def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
 
 # The same for the Triton kernels alone.
 TRITON_LIMITS: dict[str, Callable[..., str | None]] = {"cond_instance_norm_elu": _triton_norm}
+
 # Where Winograd's F(4x4, 3x3) beats a direct convolution on a CPU, by measurement. For one sample, so that a sample's
 # result does not depend on its batch.
 CONV_ALGORITHMS = ("auto", "direct", "winograd")
 WINOGRAD_TILE = 4
-WINOGRAD_LEAST_FILL = (
-    0.3  # of the tiles by outputs; dilation d cuts the image into d x d small ones
-)
+WINOGRAD_LEAST_FILL = 0.3  # of the tiles by outputs; dilation d makes d x d small images of one
 WINOGRAD_LEAST_CHANNELS = 16  # with fewer there is little to save ...
 WINOGRAD_FEW_PIXELS = 144  # ... but in a small image all that counts is one call instead of some
 
