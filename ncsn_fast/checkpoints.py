@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import pickle
 import tempfile
@@ -27,6 +28,9 @@ FORMAT = "ncsn_fast.checkpoint"
 VERSION = 1
 CHECKPOINT_NAME = "checkpoint.pt"
 MODEL_NAME = "model"
+IMAGE_SIZE_NAME = (
+    "image_size.json"  # beside a model's weights: height and width of its training images
+)
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
 
 
@@ -147,7 +151,7 @@ def load_model(
 
     Returns:
         The network (the moving average, if it is a checkpoint) in evaluation mode, and the height and width of its
-        training images, ``None`` if they are not known.
+        training images, ``None`` if they are not known, as of a model that was not saved by a training run.
 
     Raises:
         FileNotFoundError: nothing there, or a folder that holds neither.
@@ -173,13 +177,18 @@ def load_model(
             f"the folder {path} holds neither {CHECKPOINT_NAME} nor a model of save_pretrained (config.json)"
         )
     try:
-        return NCSN.from_pretrained(path).to(device).eval(), None
+        model = NCSN.from_pretrained(path).to(device).eval()
+        size_file = path / IMAGE_SIZE_NAME
+        if not size_file.is_file():
+            return model, None
+        height, width = json.loads(size_file.read_text())
+        return model, (height, width)
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path} does not hold a whole model: {error}") from error
 
 
-def save_model(model: NCSN, folder: str | Path) -> None:
-    """``model.save_pretrained(folder)``, each file of it replaced whole.
+def save_model(model: NCSN, folder: str | Path, image_size: tuple[int, int]) -> None:
+    """``model.save_pretrained(folder)`` and the size of its images, each file replaced whole.
 
     Raises:
         CheckpointError: it could not be written.
@@ -189,6 +198,7 @@ def save_model(model: NCSN, folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
             model.save_pretrained(temporary)
+            (Path(temporary) / IMAGE_SIZE_NAME).write_text(json.dumps(image_size) + "\n")
             # The weights before the config would be worse: a reader takes the config as the sign of a model.
             for file in sorted(Path(temporary).iterdir(), key=lambda f: f.name == "config.json"):
                 os.replace(file, folder / file.name)

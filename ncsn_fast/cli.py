@@ -1,39 +1,31 @@
-"""The command ``ncsn-fast``: train, sample, demo, bench, info.
+"""The command ``ncsn-fast``: train, demo, info; and how every command shows errors.
 
-Belongs here: options, their defaults and help, and errors as one line. Does not belong here: anything a Python user
-would want too.
+Belongs here: options, their defaults and help, and errors as one line. Does not belong here: the commands sample and
+schedule (``cli_sampling.py``) and bench; anything a Python user would want too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import io
-import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from . import __version__, info
 from .benchmarks.command import bench_command
-from .checkpoints import (
-    CHECKPOINT_NAME,
-    CheckpointError,
-    load_checkpoint,
-    load_model,
-    write_atomically,
-)
+from .checkpoints import CHECKPOINT_NAME, CheckpointError, load_checkpoint
+from .cli_sampling import DIGITS, sample_command, schedule_command
 from .config import NCSNConfig
-from .data import largest_distance, load_digits, load_images, to_uint8
+from .data import largest_distance, load_digits, load_images
+from .engine import ScoreError
 from .model import NCSN
 from .ops.dispatch import BackendError
 from .schedules import make_sigmas
+from .sharded import ShardError
 from .training import TrainingError, TrainingInterrupted, TrainingSettings, train
 
 try:
@@ -41,13 +33,8 @@ try:
 except ImportError:  # an extra; main() says so
     typer = None
 
-DIGITS = "digits"
 USER_ERROR = 2
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-
-# The last step size of the paper, 2e-5 in the convention of this library, for its last sigma of 0.01.
-STEP_LR_PER_VARIANCE = 0.2
-PICTURE_SIDE = 64  # pixels an image is enlarged to in a picture, by a whole factor
 
 EXPECTED_ERRORS = (
     ValueError,
@@ -57,6 +44,8 @@ EXPECTED_ERRORS = (
     BackendError,
     CheckpointError,
     TrainingError,
+    ScoreError,
+    ShardError,
     torch.OutOfMemoryError,
 )
 
@@ -166,61 +155,6 @@ def train_command(
     typer.echo(f"trained: {out / CHECKPOINT_NAME}; draw with: ncsn-fast sample {out}")
 
 
-def sample_command(
-    source: Annotated[
-        Path,
-        typer.Argument(help="Folder of a run, a checkpoint file, or a save_pretrained folder."),
-    ],
-    out: Annotated[
-        Path, typer.Option(help="Picture (.png), arrays (.npy, .npz) or a folder of PNGs.")
-    ] = Path("samples.png"),
-    n: Annotated[int, typer.Option("--n", min=1, help="How many images.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 256,
-    steps: Annotated[int, typer.Option(help="Langevin steps at each noise level.")] = 20,
-    step_lr: Annotated[
-        float | None,
-        typer.Option(
-            help="Step size at the last level.",
-            show_default=f"{STEP_LR_PER_VARIANCE} x its sigma squared",
-        ),
-    ] = None,
-    denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
-    clip: Annotated[
-        bool, typer.Option(help="Clamp to [-1, 1] after every step, not only at the end.")
-    ] = False,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="Height and width.", show_default="that of the training images"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
-) -> None:
-    """Draw images from a trained network by annealed Langevin dynamics."""
-    where = choose_device(device)
-    write = _writer(out)
-    model, size = load_model(source, where)
-    if image_size is None and size is None:
-        raise ValueError(f"{source} does not say how large its images are: give --image-size")
-    model = model.to(memory_format=torch.channels_last)
-    if step_lr is None:
-        step_lr = STEP_LR_PER_VARIANCE * float(model.sigmas[-1]) ** 2
-    parts = [
-        model.sample(
-            min(batch, n - begin),
-            size if image_size is None else image_size,
-            n_steps_each=steps,
-            step_lr=step_lr,
-            clip=clip,
-            denoise=denoise,
-            seed=seed,
-            sample_offset=begin,
-        )
-        for begin in range(0, n, batch)
-    ]
-    write(torch.cat(parts).clamp(-1, 1).cpu())
-    typer.echo(f"{n} images: {out}")
-
-
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("ncsn_demo"),
     seed: Annotated[int, typer.Option(help="Of weights, training and samples.")] = 0,
@@ -281,7 +215,14 @@ def _build_app() -> typer.Typer:
             typer.echo(f"ncsn_fast {__version__}")
             raise typer.Exit
 
-    for command in (train_command, sample_command, demo_command, bench_command, info_command):
+    for command in (
+        train_command,
+        sample_command,
+        schedule_command,
+        demo_command,
+        bench_command,
+        info_command,
+    ):
         app.command(command.__name__.removesuffix("_command"))(_with_clean_errors(command))
     return app
 
@@ -352,47 +293,3 @@ def integers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise ValueError(f"{name} must be integers with commas, got {text!r}") from error
-
-
-def _writer(out: Path) -> Callable[[Tensor], None]:
-    """How images go to ``out``, by its suffix. Makes the folder, so that a bad path fails before any work."""
-    suffix = out.suffix.lower()
-    if suffix not in ("", ".png", ".npy", ".npz"):
-        raise ValueError(f"--out must end in .png, .npy or .npz, or be a folder, got {out}")
-    folder = out.parent if suffix else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(None, "cannot write there", str(folder))
-    if suffix and out.is_dir():
-        raise IsADirectoryError(None, "is a folder", str(out))
-
-    def write(images: Tensor) -> None:
-        buffer = io.BytesIO()
-        if suffix == ".npy":
-            np.save(buffer, images.numpy())
-        elif suffix == ".npz":
-            np.savez_compressed(buffer, images=images.numpy())
-        elif suffix == ".png":
-            from . import plots
-
-            scale = max(1, PICTURE_SIDE // max(images.shape[2:]))
-            plots.image_grid(images, scale=scale, gap=max(1, scale // 4)).save(buffer, "PNG")
-        else:
-            _write_pngs(images, out)
-            return
-        write_atomically(out, buffer.getvalue())
-
-    return write
-
-
-def _write_pngs(images: Tensor, folder: Path) -> None:
-    """One PNG an image, ``0000.png`` and so on, in their own size."""
-    from PIL import Image
-
-    digits = max(4, math.ceil(math.log10(len(images) + 1)))
-    for i, pixels in enumerate(to_uint8(images).permute(0, 2, 3, 1).numpy()):
-        pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-        Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")

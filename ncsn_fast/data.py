@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .schedules import estimate_sigma_begin
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 ARRAY_SUFFIXES = (".npy", ".npz")
 SPLITS = ("train", "heldout", "all")
@@ -109,10 +111,7 @@ def load_images(path: str | Path, image_size: int, channels: int) -> Tensor:
 
 
 def largest_distance(images: Tensor, limit: int = 1000) -> float:
-    """The largest Euclidean distance between two of the images: a good largest noise level.
-
-    With that much noise every image can turn into every other one (Song & Ermon, 2020, "Improved Techniques for
-    Training Score-Based Generative Models", `arXiv:2006.09011 <https://arxiv.org/abs/2006.09011>`_, technique 1).
+    """:func:`~ncsn_fast.schedules.estimate_sigma_begin` of some of the images.
 
     Args:
         images: ``(N, ...)``, N >= 2.
@@ -121,11 +120,7 @@ def largest_distance(images: Tensor, limit: int = 1000) -> float:
     Raises:
         ValueError: fewer than two images, or all of them equal.
     """
-    some = images[:: max(1, math.ceil(len(images) / limit))].flatten(1)
-    largest = float(torch.cdist(some, some).max()) if len(some) > 1 else 0.0
-    if largest == 0:
-        raise ValueError("a largest noise level comes from at least two different images")
-    return largest
+    return estimate_sigma_begin(images[:: max(1, math.ceil(len(images) / limit))])
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .config import NCSNConfig
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
 from .losses import denoising_score_matching_loss, perturb
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
-from .sampling import annealed_langevin, check_init, draw_seed, initial_state
+from .sampling import SAMPLERS, check_init, draw_seed, initial_state
 from .schedules import check_sigmas, make_sigmas
 
 CLIP = 1.0  # data lie in [-1, 1]
@@ -121,6 +121,9 @@ class NCSN(
 
         # Known on the host, so that no forward has to ask the device.
         self._sigmas_are_set = False
+        self._trusts_labels = (
+            False  # while sampling, whose labels are right: no look at them each step
+        )
         self.register_load_state_dict_pre_hook(drop_running_statistics)
         self.register_load_state_dict_post_hook(_notice_loaded_sigmas)
         if config.sigmas is not None:
@@ -233,35 +236,60 @@ class NCSN(
         seed: int | None = None,
         sample_offset: int = 0,
         callback: Callable[[int, Tensor], object] | None = None,
-    ) -> Tensor:
-        """Draw images by :func:`~ncsn_fast.sampling.annealed_langevin` dynamics.
+        sampler: str = "ald",
+        snr: float = 0.16,
+        predictor: str = "reverse_diffusion",
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        return_intermediates: int | None = None,
+        cuda_graph: bool | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Draw images, by annealed Langevin dynamics unless another sampler is asked for.
 
         The model is in evaluation mode meanwhile; every module has its own mode back afterwards.
+        Under ``torch.autocast`` the network computes in half precision, after ``model.compile()``
+        as compiled; the state is float32 all the same, and in the layout of the weights.
 
         Args:
             n_samples: how many images.
             image_size: height and width, or one int for both.
             in_channels: must be the model's, if given.
-            n_steps_each: Langevin steps at each noise level.
-            step_lr: step size at the last level, in squared units of the data.
-            clip: clamp to [-1, 1] after every step.
+            n_steps_each: steps at each noise level; of ``"pc"``, corrector steps.
+            step_lr: step size at the last level, in squared units of the data; not of ``"pc"``.
+            clip: clamp to [-1, 1] after every step; for another sampler than ``"ald"``, whose
+                states must be as wide as the noise, at the end.
             denoise: end with one step to the expected clean image.
             init: where to start, ``(n_samples, in_channels, H, W)``; not modified.
-            init_dist: without ``init``, start from ``"uniform"`` U(-1, 1) or ``"normal"`` N(0, 1).
+            init_dist: without ``init``, start from ``"uniform"`` U(-1, 1) or ``"normal"`` N(0, 1);
+                samplers other than ``"ald"`` start from N(0, sigma_1^2), which they require.
             verbose: show a progress bar with the level's sigma.
             seed: of all the randomness, ``0 <= seed < 2**64``: image ``i`` of a seed is the same
                 whatever ``n_samples``. ``None``: drawn from torch's default CPU generator.
             sample_offset: number of the first image; ``sample(1, ..., seed=s, sample_offset=i)`` is
                 image ``i`` of a larger batch.
             callback: called as ``callback(level, x)`` after each level, with a copy of the state.
+            sampler: ``"ald"``, :func:`~ncsn_fast.sampling.annealed_langevin`; ``"cas"``,
+                :func:`~ncsn_fast.sampling.consistent_annealed`; ``"pc"``,
+                :func:`~ncsn_fast.sampling.predictor_corrector`.
+            snr: signal-to-noise ratio of the corrector of ``"pc"``.
+            predictor: of ``"pc"``, ``"reverse_diffusion"`` or ``"ancestral"``.
+            known: images whose known region is kept, for inpainting; of the shape of the result, or
+                one that broadcasts to it.
+            mask: bool, True where ``known`` is known, likewise; both or neither.
+            return_intermediates: also return the state after every so many steps.
+            cuda_graph: replay the steps from CUDA graphs; ``None``: on a GPU. Hooks and callbacks
+                inside the network must not wait for the device then.
 
         Returns:
-            float32 ``(n_samples, in_channels, H, W)`` on the model's device.
+            float32 ``(n_samples, in_channels, H, W)`` on the model's device, contiguous. With
+            ``return_intermediates``, that and the states, ``(M, n_samples, in_channels, H, W)``.
 
         Raises:
             RuntimeError: the sigmas are not set.
+            ScoreError: the network gave NaN or infinity; the message names the level and step.
             ValueError: a count or size below 1, a step_lr not positive and finite, another number
-                of channels, an ``init`` of another shape, an unknown ``init_dist``.
+                of channels, an ``init``, ``known`` or ``mask`` of another shape, an unknown
+                ``init_dist``, ``sampler`` or ``predictor``.
             TypeError: an argument of another type.
         """
         self._require_sigmas()
@@ -272,34 +300,53 @@ class NCSN(
             raise ValueError(f"in_channels must be the model's, {channels}, got {in_channels!r}")
         if not isinstance(clip, bool):
             raise TypeError(f"clip must be a bool (images are clamped to [-1, 1]), got {clip!r}")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}, got {sampler!r}")
 
         shape = (n_samples, channels, height, width)
         seed = draw_seed() if seed is None else seed
-        device, dtype = self.begin_conv.weight.device, self.begin_conv.weight.dtype
+        weight = self.begin_conv.weight
+        sigmas = self.sigmas.tolist()
         if init is None:
-            start = {"seed": seed, "sample_offset": sample_offset, "device": device}
-            init = initial_state(shape, init_dist, **start)
+            ald = sampler == "ald"
+            start = {"seed": seed, "sample_offset": sample_offset, "device": weight.device}
+            init = initial_state(shape, init_dist if ald else "normal", **start)
+            init = init if ald else sigmas[0] * init
         else:
-            init = check_init(init, shape).to(device)
-        levels = torch.arange(self.config.num_classes, device=device)
+            init = check_init(init, shape).to(weight.device)
+        if weight.is_contiguous(memory_format=torch.channels_last):
+            init = init.to(memory_format=torch.channels_last)
+        levels = torch.arange(self.config.num_classes, device=weight.device)
 
-        def score(x: Tensor, level: int) -> Tensor:
-            return self(x.to(dtype), levels[level : level + 1])
+        def score(x: Tensor, level: int | Tensor) -> Tensor:
+            labels = level if isinstance(level, Tensor) else levels[level : level + 1]
+            return self(x.to(weight.dtype), labels)
 
-        with _evaluating(self):
-            return annealed_langevin(
+        options: dict[str, Any] = {"denoise": denoise, "n_steps_each": n_steps_each}
+        if sampler == "pc":
+            options |= {"snr": snr, "predictor": predictor}
+        else:
+            options |= {"step_lr": step_lr}
+        if sampler == "ald":
+            options |= {"clip": CLIP if clip else None}
+        with _sampling(self):
+            drawn = SAMPLERS[sampler](
                 score,
                 init,
-                self.sigmas.tolist(),
-                n_steps_each=n_steps_each,
-                step_lr=step_lr,
-                clip=CLIP if clip else None,
-                denoise=denoise,
+                sigmas,
                 seed=seed,
                 sample_offset=sample_offset,
                 verbose=verbose,
                 callback=callback,
+                known=known,
+                mask=mask,
+                return_intermediates=return_intermediates,
+                cuda_graph=weight.is_cuda if cuda_graph is None else cuda_graph,
+                **options,
             )
+        if clip and sampler != "ald":
+            (drawn if return_intermediates is None else drawn[0]).clamp_(-CLIP, CLIP)
+        return drawn
 
     @classmethod
     def from_pretrained(
@@ -399,7 +446,8 @@ class NCSN(
             raise ValueError(f"labels must have shape ({n},) or (1,), got {tuple(labels.shape)}")
         labels = labels.long()
         # In a compiled graph the range is the operators' business, as it is on the GPU.
-        if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+        look = labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling()
+        if look and not self._trusts_labels:
             low, high = (bound.item() for bound in labels.aminmax())
             if low < 0 or high >= self.config.num_classes:
                 raise IndexError(
@@ -413,12 +461,14 @@ def _notice_loaded_sigmas(model: NCSN, incompatible_keys: Any) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _sampling(model: NCSN) -> Iterator[None]:
     """Evaluation mode for the length of a block; then each module has its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    model._trusts_labels = True
     try:
         yield
     finally:
+        model._trusts_labels = False
         for module, training in modes:
             module.training = training

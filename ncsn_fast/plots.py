@@ -187,16 +187,9 @@ def loss_curve(losses: Sequence[float], path: str | Path, title: str = "Training
         ImportError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"the loss curve takes matplotlib: {INSTALL}") from error
     if not losses:
         raise ValueError("losses must hold at least one number, got none")
-    # Figure and canvas themselves: pyplot would keep state and might look for a display.
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure()
     axes = figure.add_subplot()
     steps = range(1, len(losses) + 1)
     axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step")
@@ -211,12 +204,50 @@ def loss_curve(losses: Sequence[float], path: str | Path, title: str = "Training
     figure.savefig(path, format="png")
 
 
+def ladder(sigmas: Sequence[float], step_lr: float, path: str | Path) -> None:
+    """Write the noise levels, and the step size at each, on logarithmic axes as a PNG.
+
+    Args:
+        sigmas: the ladder; at least one.
+        step_lr: step size at the last level; that of level i is larger by the square of the ratio of sigmas.
+        path: the file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    figure = _figure()
+    left, right = figure.subplots(1, 2)
+    levels = range(len(sigmas))
+    left.plot(levels, sigmas, ".-", color="tab:blue")
+    left.set(xlabel="level", ylabel="sigma", title=f"{len(sigmas)} noise levels")
+    steps = [step_lr * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
+    right.plot(levels, steps, ".-", color="tab:orange")
+    right.set(xlabel="level", ylabel="step size", title=f"steps, {step_lr:g} at the last level")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.grid(True, which="major", alpha=0.3)
+    figure.savefig(path, format="png")
+
+
 def running_mean(losses: Sequence[float]) -> Tensor:
     """Mean, at each step, over the last fiftieth of the steps so far (at least 10); float64 ``(N,)``."""
     totals = torch.tensor([0.0, *losses], dtype=torch.float64).cumsum(0)
     ends = torch.arange(1, len(losses) + 1)
     begins = (ends - (ends // 50).clamp(min=10)).clamp(min=0)
     return (totals[ends] - totals[begins]) / (ends - begins)
+
+
+def _figure() -> Any:
+    """A figure of matplotlib itself: pyplot would keep state and might look for a display."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"curves take matplotlib: {INSTALL}") from error
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _pillow(module: str) -> Any:

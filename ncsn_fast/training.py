@@ -238,7 +238,7 @@ def train(
     # The handler of Ctrl-C is the caller's again: a second one stops the writing below, which is safe.
     if step > first or not path.exists():
         save()
-    save_model(average.module, out / MODEL_NAME)
+    save_model(average.module, out / MODEL_NAME, tuple(images.shape[2:]))
     if interrupted.is_set() and step < settings.iterations:
         raise TrainingInterrupted(step, path)
     return average.module.eval()

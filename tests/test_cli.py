@@ -165,7 +165,7 @@ def test_sample_from_every_form_into_every_form(ncsn_fast, trained, tmp_path):
     forms = {
         "a.npy": [trained],
         "b.npz": [trained / "checkpoint.pt", "--batch", 2],
-        "c": [trained / "model", "--image-size", 8],
+        "c": [trained / "model"],
         "d.png": [trained],
     }
     for name, arguments in forms.items():
@@ -176,7 +176,7 @@ def test_sample_from_every_form_into_every_form(ncsn_fast, trained, tmp_path):
     # Image i is image i, whatever the batch.
     np.testing.assert_allclose(np.load(tmp_path / "new" / "b.npz")["images"], images, atol=1e-4)
     files = sorted(p.name for p in (tmp_path / "new" / "c").iterdir())
-    assert files == [f"000{i}.png" for i in range(5)]
+    assert files == [f"000{i}.png" for i in range(5)] + ["manifest.json"]
     read = load_images(tmp_path / "new" / "c", 8, 1).numpy()
     np.testing.assert_allclose(read, images, atol=1 / 127)
     with Image.open(tmp_path / "new" / "d.png") as picture:
@@ -218,13 +218,96 @@ def test_sample_mistakes(refused, trained, tmp_path, monkeypatch):
         "model": "model.safetensors does not exist",
     }.items():
         assert message in refused("sample", source)
-    assert "give --image-size" in refused("sample", trained / "model")
+    NCSN.from_pretrained(trained / "model").save_pretrained(tmp_path / "published")
+    assert "give --image-size" in refused("sample", "published")
     assert "must end in .png, .npy or .npz" in refused("sample", trained, "--out", "a.jpg")
     assert "cannot make the folder cut.pt" in refused("sample", trained, "--out", "cut.pt/a.png")
     assert "n_steps_each must be" in refused("sample", trained, "--steps", 0)
     assert "step_lr must be" in refused("sample", trained, "--step-lr", -1)
     assert "--n" in refused("sample", trained, "--n", 0)
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_sample_into_a_folder_goes_on_where_it_was(ncsn_fast, refused, trained, tmp_path):
+    command = ["sample", trained, "--n", 7, "--batch", 3, "--steps", 1, "--out", tmp_path / "x"]
+    assert ncsn_fast(*command)[0] == 0
+    files = {f: f.read_bytes() for f in (tmp_path / "x").glob("*.png")}
+    assert len(files) == 7
+    times = {f: f.stat().st_mtime_ns for f in files}
+    lost = tmp_path / "x" / "0004.png"
+    lost.unlink()
+    (tmp_path / "x" / ".0004.png.1.tmp").write_text("half a picture")
+    assert ncsn_fast(*command)[0] == 0
+    assert {f: f.read_bytes() for f in (tmp_path / "x").glob("*.png")} == files
+    assert [f.name for f in files if f.stat().st_mtime_ns == times[f] and f != lost] != []
+    again = sorted(f.name for f in files if f.stat().st_mtime_ns != times[f])
+    assert again == ["0003.png", "0004.png", "0005.png"]
+    assert not list((tmp_path / "x").glob(".*"))
+    assert "other settings: seed is 0 there and 1 here" in refused(*command, "--seed", 1)
+    assert "other settings: batch is 3 there and 4 here" in refused(*command, "--batch", 4)
+    (tmp_path / "x" / "manifest.json").unlink()
+    assert "holds 0000.png but no manifest.json" in refused(*command)
+
+
+def test_sample_shards_pictures_and_samplers(ncsn_fast, trained, tmp_path):
+    out = tmp_path / "x"
+    pictures = []
+    for kind in ("grid.png", "strip.png", "gif.gif"):
+        pictures += [f"--{kind[:-4]}", tmp_path / kind]
+    command = ["sample", trained, "--n", 5, "--batch", 2, "--steps", 1, "--clip", "--bf16"]
+    assert ncsn_fast(*command, "--out", out, "--format", "npz", *pictures)[0] == 0
+    shards = sorted(out.glob("*.npz"))
+    assert [f.name for f in shards] == ["0000-0001.npz", "0002-0003.npz", "0004-0004.npz"]
+    images = np.concatenate([np.load(f)["images"] for f in shards])
+    assert ncsn_fast(*command, "--out", tmp_path / "y.npy", *pictures)[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), images)
+    for name, frames in {"grid.png": 1, "strip.png": 1, "gif.gif": 4}.items():
+        with Image.open(tmp_path / name) as picture:
+            assert getattr(picture, "n_frames", 1) == frames
+    pc = ["sample", trained, "--n", 1, "--steps", 1, "--sampler", "pc", "--predictor", "ancestral"]
+    assert ncsn_fast(*pc, "--snr", 0.2, "--out", tmp_path / "pc.npy")[0] == 0
+    model = NCSN.from_pretrained(trained / "model")
+    options = {"sampler": "pc", "snr": 0.2, "predictor": "ancestral", "n_steps_each": 1}
+    expected = model.sample(1, 8, clip=False, denoise=True, seed=0, verbose=False, **options)
+    got = np.load(tmp_path / "pc.npy")
+    np.testing.assert_allclose(got, expected.clamp(-1, 1).numpy(), atol=1e-4)
+
+
+def test_a_broken_network_is_one_line(refused, trained, tmp_path):
+    model = NCSN.from_pretrained(trained / "model")
+    torch.nn.init.constant_(model.end_conv.bias, float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    line = refused("sample", tmp_path / "broken", "--image-size", 8, "--out", tmp_path / "x.png")
+    assert "the score was NaN or infinite, first at level 0" in line
+    assert not (tmp_path / "x.png").exists()
+
+
+# --- schedule -------------------------------------------------------------------------------------
+
+
+def test_schedule(ncsn_fast, refused, tmp_path):
+    status, text, _ = ncsn_fast("schedule", "digits", "--plot", tmp_path / "ladder.png")
+    assert status == 0
+    assert "sigma_begin 9.63" in text and "technique 2: overlap 0.5" in text
+    with Image.open(tmp_path / "ladder.png") as picture:
+        assert min(picture.size) > 100
+    images = np.zeros((2, 32, 32, 3), np.float32)
+    images[1, :25, :25] = 1.0  # 1,875 values, a distance of 43.3
+    np.save(tmp_path / "x.npy", images)
+    arguments = ["schedule", tmp_path / "x.npy", "--num-classes", 232, "--sigma-end", 0.01]
+    status, text, _ = ncsn_fast(*arguments)
+    assert (
+        status == 0
+        and "sigma_begin 43.3 " in text
+        and "num_classes 232 (given)" in " ".join(text.split())
+    )
+    assert "step_lr     6" in text and "--steps 5 --step-lr 6" in text
+    assert "at least two different" in refused("schedule", _one_image(tmp_path))
+
+
+def _one_image(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros((1, 32, 32, 3), np.uint8))
+    return tmp_path / "one.npy"
 
 
 # --- demo -----------------------------------------------------------------------------------------
@@ -271,8 +354,9 @@ def test_info(ncsn_fast):
 def test_help_names_every_command_and_its_defaults(ncsn_fast):
     status, text, _ = ncsn_fast()
     assert status == 0
-    assert all(name in text for name in ("train", "sample", "demo", "info"))
-    for command in ("train", "sample", "demo", "info"):
+    commands = ("train", "sample", "schedule", "demo", "info")
+    assert all(name in text for name in commands)
+    for command in commands:
         status, text, _ = ncsn_fast(command, "--help")
         assert status == 0 and "Usage: ncsn-fast" in text
     assert "ncsn-fast: No such command 'draw'." in ncsn_fast("draw")[2]

@@ -1,0 +1,120 @@
+"""Sampling into a folder by several processes: the same files as by one, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ncsn_fast import NCSN, cli, sharded
+
+ROOT = Path(__file__).parent.parent
+WORKER = """
+import os, pathlib, sys
+pathlib.Path(f"rank{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+from ncsn_fast.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("network")
+    torch.manual_seed(0)
+    NCSN(in_channels=1, nf=4, num_classes=3, sigmas=[1.0, 0.3, 0.1]).save_pretrained(folder)
+    return folder
+
+
+def command(network, out, n, steps):
+    options = ["--image-size", 6, "--batch", 2, "--seed", 3, "--step-lr", 1e-3, "--device", "cpu"]
+    return [str(a) for a in ("sample", network, "--out", out, "-n", n, "--steps", steps, *options)]
+
+
+def start(arguments, processes, cwd):
+    """The command under torchrun, with the identity of each process in a file of the folder."""
+    (cwd / "worker.py").write_text(WORKER)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run += [f"--nproc-per-node={processes}", "worker.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(run, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def alone(arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 0
+
+
+def pictures(folder):
+    return {f.name: f.read_bytes() for f in folder.glob("*.png")}
+
+
+@pytest.mark.slow
+def test_a_rank_dies_and_four_others_go_on(network, tmp_path):
+    n, steps = 42, 100
+    first = start(command(network, tmp_path / "out", n, steps), 2, tmp_path)
+    deadline = time.monotonic() + 90
+    while len(pictures(tmp_path / "out")) < 6:
+        assert first.poll() is None, first.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(int((tmp_path / "rank1.pid").read_text()), signal.SIGKILL)
+    killed = time.monotonic()
+    stderr = first.communicate(timeout=60)[1]
+    assert first.returncode != 0
+    assert time.monotonic() - killed < 40  # not until something times out
+    assert "ncsn-fast: " in stderr and "another rank has died" in stderr
+    done = pictures(tmp_path / "out")
+    assert 6 <= len(done) < n
+    times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done}
+
+    second = start(command(network, tmp_path / "out", n, steps), 4, tmp_path)
+    stderr = second.communicate(timeout=120)[1]
+    assert second.returncode == 0, stderr
+    assert f"{n}/{n}" in stderr  # progress over all ranks
+    again = [name for name in done if (tmp_path / "out" / name).stat().st_mtime_ns != times[name]]
+    assert len(again) <= 2  # of two batches that were begun, one picture each
+
+    alone(command(network, tmp_path / "alone", n, steps))
+    assert pictures(tmp_path / "out") == pictures(tmp_path / "alone")
+    assert len(pictures(tmp_path / "alone")) == n
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.slow
+def test_ranks_refuse_together(network, tmp_path):
+    alone(command(network, tmp_path / "out", 2, 1))
+    process = start(command(network, tmp_path / "out", 4, 1), 2, tmp_path)
+    stderr = process.communicate(timeout=90)[1]
+    assert process.returncode != 0
+    assert stderr.count("holds samples with other settings: n is 2 there and 4 here") >= 1
+    assert "Traceback" not in stderr.split("ncsn-fast: ")[0]
+
+
+def test_fingerprint():
+    torch.manual_seed(0)
+    model = NCSN(in_channels=1, nf=4, num_classes=3, sigmas=[1.0, 0.3, 0.1])
+    first = sharded.fingerprint(model)
+    assert sharded.fingerprint(model.to(memory_format=torch.channels_last)) == first
+    with torch.no_grad():
+        model.end_conv.bias[0] += 1e-3
+    assert sharded.fingerprint(model) != first
+
+
+def test_torchrun_draws_into_a_folder_only(network, monkeypatch, capsys):
+    import contextlib
+
+    @contextlib.contextmanager
+    def two():
+        yield 1, 2
+
+    monkeypatch.setattr(sharded, "processes", two)
+    with pytest.raises(SystemExit):
+        cli.main(["sample", str(network), "--out", "x.png", "--device", "cpu"])
+    assert "several processes draw into a folder, but --out is x.png" in capsys.readouterr().err
