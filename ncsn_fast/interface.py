@@ -147,10 +147,11 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
                 f"shape {tuple(sigma.shape)}"
             )
         seed = draw_seed() if seed is None else seed
-        loss = score_matching_loss(
-            lambda noisy: self(noisy, sigma), x, sigma, seed=seed, weighting=weighting
-        )
-        return loss, drawn
+
+        def score(noisy: Tensor) -> Tensor:
+            return self(noisy, sigma) if labels is None else self.at_labels(noisy, labels)
+
+        return score_matching_loss(score, x, sigma, seed=seed, weighting=weighting), drawn
 
     def sample(
         self,
@@ -243,6 +244,10 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
     def at(self, sigma: Tensor) -> Callable[[Tensor], Tensor]:
         """The score at one noise level, for use without gradients, with what depends on sigma alone computed once."""
         return lambda x: self(x, sigma)
+
+    def at_labels(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The score, each sample at a level of the ladder: labels int64 ``(N,)``."""
+        return self(x, self.sigmas.index_select(0, labels))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:

@@ -120,9 +120,26 @@ class ScoreMLP(SigmaConditioned):
             TypeError: ``x`` of another dtype than the parameters.
         """
         sigma = self._check(x, sigma, (self.config.dim,))
+        return self._score(x, sigma, self._modulation(sigma) if self._sinusoidal else [])
+
+    def at_labels(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The score, each row at a level of the ladder; sigma is embedded once for each level, not for each row."""
+        if not self._sinusoidal:
+            return super().at_labels(x, labels)
+        self._check(x, 1.0, (self.config.dim,))
+        sigmas = self.sigmas.to(x.dtype)
+        modulation = [
+            (scale.index_select(0, labels), shift.index_select(0, labels))
+            for scale, shift in self._modulation(sigmas)
+        ]
+        return self._score(x, sigmas.index_select(0, labels), modulation)
+
+    def _score(
+        self, x: Tensor, sigma: Tensor, modulation: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
         if self._sinusoidal:
             h = x
-            for layer, (scale, shift) in zip(self.layers, self._modulation(sigma), strict=True):
+            for layer, (scale, shift) in zip(self.layers, modulation, strict=True):
                 h = F.silu((1 + scale) * layer(h) + shift)
         else:
             h = torch.cat([x, sigma.unsqueeze(1).expand(len(x), 1)], 1)
