@@ -10,6 +10,7 @@ with an extra and is imported where used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,9 +168,9 @@ def score_fields(
 ) -> np.ndarray:
     """The score as arrows over the data, a panel for each of some levels.
 
-    Lengths are what can be read: at each level the longest arrow fills its cell of the grid, and the others are
-    shorter by the square root of the ratio, so that weak parts of a field still show where they point. The
-    colour tells the magnitude itself.
+    Lengths are what can be read: an arrow fills its cell of the grid where the score is as large as in a tenth of the
+    area or larger, and is shorter elsewhere by the square root of the ratio, so that weak parts of a field still show
+    where they point. The colour tells the magnitude itself. Both rows have the scale of the first.
 
     Args:
         score: ``score(x, level)`` at points ``(M, 2)``, such as a network's method ``score``.
@@ -191,24 +192,25 @@ def score_fields(
     cell = (area["xlim"][1] - area["xlim"][0]) / (ARROWS - 1)
     for column, level in zip(panels.T, levels, strict=True):
         fields = [row(grid.to(data.device), level).cpu().float() for row in rows.values()]
-        largest = max(float(field.norm(dim=1).max()) for field in fields) or 1.0
+        large = float(fields[0].norm(dim=1).nanquantile(0.9)) or 1.0
         for panel, name, arrows in zip(column, rows, fields, strict=True):
             size = arrows.norm(dim=1, keepdim=True)
-            shown = cell * arrows / (size * largest).sqrt().clamp(min=1e-30)
+            length = cell * (size / large).clamp(max=1).sqrt()
+            shown = arrows / size.clamp(min=1e-30) * length
             _scatter(panel, data, GREY, alpha=0.25)
             drawn = panel.quiver(
                 *grid.T.tolist(),
                 *shown.T.tolist(),
                 size[:, 0].tolist(),
                 cmap=MAGNITUDES,
-                clim=(0, largest),
+                clim=(0, large),
                 angles="xy",
                 scale_units="xy",
                 scale=1,
                 width=0.006,
                 zorder=3,
             )
-            panel.figure.colorbar(drawn, ax=panel, shrink=0.8)
+            panel.figure.colorbar(drawn, ax=panel, shrink=0.8, extend="max")
             panel.set(title=f"{name}, sigma {float(sigmas[level]):.3g}", **area)
     panels[0, -1].figure.suptitle("score fields: colour is the magnitude of the score", fontsize=11)
     return _done(panels, path)
@@ -235,7 +237,7 @@ def compare(
     low, high = data.cpu().amin(0), data.cpu().amax(0)
     margin = 0.1 * float((high - low).max())
     width, height = (high - low + 2 * margin).tolist()
-    panels = _panels(1, 2, (5.0, 0.6 + 4.4 * max(0.4, min(height / width, 1.5))))[0]
+    panels = _panels(1, 2, (5.0, 0.8 + 4.4 * max(0.4, min(height / width, 1.5))))[0]
     for panel, x, color, title in zip(panels, (data, samples), (BLUE, ORANGE), titles, strict=True):
         _scatter(panel, x[:n], color)
         panel.set(
