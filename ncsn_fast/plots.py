@@ -290,7 +290,7 @@ def trajectories(
         axes.axvline(line, color=GREY, linewidth=0.6, linestyle=":")
         axes.axhline(line, color=GREY, linewidth=0.6, linestyle=":")
     axes.figure.colorbar(drawn, ax=axes, label="state, first to last", shrink=0.8)
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.05), ncols=2, frameon=False)
     return _done(axes, path)
 
 
