@@ -26,15 +26,14 @@ def cells_of(script: str) -> list[tuple[str, str]]:
         cells.append(("code", body.strip()))
         shown = [f"display(Image(str(OUT / {name})))" for name in PICTURE.findall(body)]
         if shown and "for " not in body:
-            cells.append(
-                ("code", "\n".join(["from IPython.display import Image, display", *shown]))
-            )
+            cells.append(("code", "\n".join(shown)))
     return cells
 
 
 def notebook() -> str:
     """The notebook as JSON, always the same for the same scripts."""
-    cells = [cell for name in SCRIPTS for cell in cells_of((HERE / f"{name}.py").read_text())]
+    cells = [("code", "from IPython.display import Image, display")]
+    cells += [cell for name in SCRIPTS for cell in cells_of((HERE / f"{name}.py").read_text())]
     code = {"execution_count": None, "outputs": []}
     contents = {
         "cells": [
