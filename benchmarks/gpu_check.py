@@ -66,7 +66,8 @@ def main() -> int:
             "import sys; from ncsn_fast import info; open(sys.argv[1], 'w').write(info.as_json())"
         )
         run("info", [python, "-c", write, str(RESULTS / f"{stem}-info.json")], 60)
-        tests = [python, "-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py"]
+        files = ["tests/test_cuda.py", "tests/test_cuda_sampling.py"]
+        tests = [python, "-m", "pytest", "-q", "-m", "cuda", *files]
         run("tests", tests, 240)
         if shutil.which("compute-sanitizer"):
             sanitizer = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]

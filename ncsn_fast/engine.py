@@ -113,7 +113,7 @@ class Chain:
         device = self.x.device
         if cuda_graph and device.type != Graph.device_type:
             raise ValueError(f"cuda_graph takes a CUDA device, the samples are on {device}")
-        self._steps = GraphedSteps(self._take, device) if cuda_graph else Steps(self._take)
+        self._graphed = cuda_graph
 
     def table(self, values: Iterable[float]) -> Tensor:
         """A number for each level, where the state is; :meth:`Now.of` reads it."""
@@ -162,12 +162,15 @@ class Chain:
         self._sums = self._sums.new_zeros(total + 1, device=self.x.device)
         if self.every is not None:
             self.states = self.x.new_empty((total // self.every, *self.x.shape))
+        # Not an attribute: a cycle would keep the graphs' memory until the garbage collector comes by.
+        steps = GraphedSteps(self._take, self.x.device) if self._graphed else Steps(self._take)
         done = checked = 0
-        with tqdm(total=total, desc="sampling", unit="step", disable=not self.verbose) as bar:
+        bar = tqdm(total=total, desc="sampling", unit="step", disable=not self.verbose)
+        with bar, torch.cuda.device_of(self.x):  # graphs and streams are made on the device of now
             for level, of_level in enumerate(updates):
                 bar.set_postfix(sigma=f"{self.sigmas[level]:.4g}")
-                for piece in self._pieces(of_level, done):
-                    self._steps.take(piece, level, done)
+                for piece in self._pieces(of_level, done, steps.at_once):
+                    steps.take(piece, level, done)
                     done += len(piece)
                     bar.update(len(piece))
                     if self.states is not None and done % self.every == 0:
@@ -178,7 +181,7 @@ class Chain:
                 if self.callback is not None:
                     self.callback(level, self.x.clone(memory_format=torch.contiguous_format))
         if denoise:
-            self._steps.take((self._denoise,), len(updates) - 1, done)
+            self._take(self._denoise, steps.now(len(updates) - 1, done))
             done += 1
             if clip is not None:
                 self.x.clamp_(-clip, clip)
@@ -189,11 +192,13 @@ class Chain:
         x = self.x.contiguous()
         return x if self.states is None else (x, self.states)
 
-    def _pieces(self, updates: Sequence[Update], done: int) -> Iterator[tuple[Update, ...]]:
-        """A level's updates in runs that a graph may hold, cut where the state is to be kept."""
+    def _pieces(
+        self, updates: Sequence[Update], done: int, at_once: int
+    ) -> Iterator[tuple[Update, ...]]:
+        """A level's updates in runs of some at once, cut where the state is to be kept."""
         begin = 0
         while begin < len(updates):
-            size = self._steps.at_once
+            size = at_once
             if self.every is not None:
                 size = min(size, self.every - (done + begin) % self.every)
             yield tuple(updates[begin : begin + size])
@@ -260,9 +265,12 @@ class Steps:
     def __init__(self, take: Callable[[Update, Now], object]) -> None:
         self._take = take
 
+    def now(self, level: int, step: int) -> Now:
+        return Now(level, step)
+
     def take(self, updates: tuple[Update, ...], level: int, step: int) -> None:
         for i, update in enumerate(updates):
-            self._take(update, Now(level, step + i))
+            self._take(update, self.now(level, step + i))
 
 
 class GraphedSteps:
@@ -283,15 +291,20 @@ class GraphedSteps:
         self._now = Now(*(torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)))
         self._graphs: dict[tuple[Update, ...], Graph | None] = {}
 
-    def take(self, updates: tuple[Update, ...], level: int, step: int) -> None:
+    def now(self, level: int, step: int) -> Now:
+        """The device's own count of steps, which is at ``step`` already, with the level set."""
         if level != self._level_on_host:
             self._now.level.fill_(level)
             self._level_on_host = level
+        return self._now
+
+    def take(self, updates: tuple[Update, ...], level: int, step: int) -> None:
+        now = self.now(level, step)
 
         def steps() -> None:
             for update in updates:
-                self._take(update, self._now)
-                self._now.step.add_(1)
+                self._take(update, now)
+                now.step.add_(1)
 
         if updates not in self._graphs:
             Graph.warm_up(steps)

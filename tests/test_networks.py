@@ -133,6 +133,15 @@ def test_sampling_is_the_sampler_around_forward(make):
     torch.testing.assert_close(model.sample(5, init=start, n_steps_each=3, seed=2), drawn)
 
 
+@pytest.mark.parametrize("make", CONDITIONED)
+@torch.no_grad()
+def test_levels_on_the_device_as_captured_graphs_have_them(make):
+    model = make()
+    x, score = data_for(model), model._ladder_score()
+    for level in range(len(SIGMAS)):
+        assert_forward(score(x, torch.tensor([level])), score(x, level), torch.float32)
+
+
 def test_images_of_any_size():
     model = cnn()
     assert model.sample(1, (5, 9), n_steps_each=1).shape == (1, 1, 5, 9)

@@ -237,12 +237,12 @@ def test_log_likelihood_is_unbiased():
 
 @pytest.mark.parametrize("sampler", ["ald", "pc"])
 def test_inpainting_a_gaussian_gives_the_conditional(sampler):
-    n, sigma_end = 4000, 0.2
+    n, sigma_end = 2500, 0.2
     factor = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
     covariance = factor @ factor.T / 4 + 0.3 * torch.eye(4)
     mean, values = torch.tensor([0.5, -1.0, 0.2, 0.0]), torch.tensor([1.0, 0.0, -0.7, 0.0])
     mask = torch.tensor([True, False, True, False])
-    sigmas = make_sigmas(10.0, sigma_end, 30).tolist()
+    sigmas = make_sigmas(10.0, sigma_end, 20).tolist()
     precisions = [torch.linalg.inv(covariance + s**2 * torch.eye(4)) for s in sigmas]
     options = {"n_steps_each": 30}
     options |= {"snr": 0.2} if sampler == "pc" else {"step_lr": 0.1 * sigma_end**2}

@@ -1,4 +1,4 @@
-"""Annealed Langevin dynamics: the straightforward loop and ours, and how its cost grows with levels and steps."""
+"""Annealed Langevin dynamics: the straightforward loop and ours, with a network and without; how its cost grows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ncsn_fast import NCSN, ops
+from ncsn_fast.sampling import annealed_langevin
 
 from .. import straightforward
 from ..measure import Timed
@@ -143,6 +144,61 @@ class Loop:
         return Prepared(Timed(loop), lambda: (outputs(),), seen_backends(loop), layout)
 
 
+class BareLoop(Loop):
+    """The same loops around a score that costs nothing: what they add to the network's forward passes."""
+
+    def __init__(self, n: int, size: int, levels: int, steps: int) -> None:
+        super().__init__(n, 0, size, levels, steps)
+        self.checked_steps = steps  # no network, so no rounding that grows
+
+    @property
+    def setting(self) -> str:
+        return f"no network, levels={self.levels} steps={self.steps}"
+
+    def sigmas(self) -> Tensor:
+        return NCSN.make_sigmas(SIGMA_BEGIN, SIGMA_END, self.levels)
+
+    def expected(self, dtype: torch.dtype) -> Outputs:
+        start = self.start().double()
+        noise = Noise(torch.float64)
+        arguments = (start, self.sigmas().double(), self.steps, STEP_LR, noise)
+        return (straightforward.sample(lambda x, labels: -start, *arguments),)
+
+    def peers(self, settings: Settings, dtype: torch.dtype, *, compiled: bool) -> Iterator[Peer]:
+        for layout in LAYOUTS:
+            place = (settings.device, dtype, layout)
+            yield Peer("eager", layout, partial(self.bare_plain, *place))
+            yield Peer(OURS, layout, partial(self.bare_ours, *place))
+
+    def bare_plain(self, device: torch.device, dtype: torch.dtype, layout: str) -> Prepared:
+        (start,) = placed((self.start(),), device, torch.float32, layout)
+        score, sigmas = -start.to(dtype), self.sigmas().to(device)
+
+        def loop(draw: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
+            arguments = (start, sigmas, self.steps, STEP_LR, draw)
+            return straightforward.sample(lambda x, labels: score, *arguments)
+
+        return Prepared(Timed(loop), lambda: (loop(Noise()),), check_eager(loop), layout)
+
+    def bare_ours(self, device: torch.device, dtype: torch.dtype, layout: str) -> Prepared:
+        (start,) = placed((self.start(),), device, torch.float32, layout)
+        score, sigmas = -start.to(dtype), self.sigmas().tolist()
+
+        def loop() -> Tensor:
+            return annealed_langevin(
+                lambda x, level: score,
+                start,
+                sigmas,
+                n_steps_each=self.steps,
+                step_lr=STEP_LR,
+                clip=1.0,
+                seed=SEED,
+                cuda_graph=device.type == "cuda",
+            )
+
+        return Prepared(Timed(loop), lambda: (loop(),), seen_backends(loop), layout)
+
+
 def case(settings: Settings, loop: Loop, dtype: torch.dtype, *, compiled: bool) -> Case:
     passes = loop.levels * loop.steps
     return Case(
@@ -155,21 +211,27 @@ def case(settings: Settings, loop: Loop, dtype: torch.dtype, *, compiled: bool) 
         peers=tuple(loop.peers(settings, dtype, compiled=compiled)),
         expected=partial(loop.expected, dtype),
         tolerance=TOLERANCE_FACTOR * tolerance_of(dtype, network=True),
-        flops=passes * forward_flops(loop.n, loop.nf, loop.size),
+        flops=passes * forward_flops(loop.n, loop.nf, loop.size) if loop.nf else 0,
+        bytes=0 if loop.nf else passes * loop.start().numel() * (8 + dtype.itemsize),
     )
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """A few steps a level stand for the usual hundred: every step is the same work."""
+    """A few steps a level stand for the usual hundred: every step is the same work.
+
+    On a GPU they are more, since ours calls the first ones as they are, to warm up, and captures them after that.
+    """
     on_cpu = settings.device.type == "cpu"
+    steps = 1 if on_cpu else 20
     batches = settings.batch_sizes(full=(1, 4) if on_cpu else (1, 16, 64, 256), quick=(1,))
     for n in batches:
         for dtype in settings.network_dtypes:
-            yield case(settings, Loop(n, 128, 32, 10, 1), dtype, compiled=True)
+            yield case(settings, Loop(n, 128, 32, 10, steps), dtype, compiled=True)
     if not settings.quick:
         nf, dtype = 32, settings.dtypes[0]
         for n in settings.batches or (1, 4, 16, 64):
             yield case(settings, Loop(n, nf, 16, 10, 1), dtype, compiled=False)
+            yield case(settings, BareLoop(n, 32, 10, 100), dtype, compiled=False)
         for levels in (5, 20, 40):
             yield case(settings, Loop(1, nf, 16, levels, 1), dtype, compiled=False)
         for steps in (2, 5, 10):
