@@ -47,6 +47,11 @@ class Loop:
         network.load_state_dict(model.state_dict() | {"frequencies": frequencies}, strict=False)
         return network.requires_grad_(False)
 
+    def flops(self) -> int:
+        """Of the perceptron proper; what depends on sigma alone need not be computed in a step."""
+        weights = sum(layer.weight.numel() for layer in (*self.model().layers, self.model().last))
+        return 2 * weights * self.points * self.levels * self.steps
+
     def start(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return SIGMA_BEGIN * torch.randn(self.points, 2, generator=generator)
@@ -119,4 +124,5 @@ def cases(settings: Settings) -> Iterator[Case]:
         peers=tuple(loop.peers(settings)),
         expected=loop.expected,
         tolerance=TOLERANCE_FACTOR * tolerance_of(torch.float32, network=True),
+        flops=loop.flops(),
     )
