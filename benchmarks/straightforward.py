@@ -186,3 +186,52 @@ def sample(
             x = x + step_size * network(x, labels) + torch.sqrt(2 * step_size) * draw(x)
             x = x.clamp(-1, 1)
     return x
+
+
+# --- points in the plane --------------------------------------------------------------------------
+
+
+class Perceptron(nn.Module):
+    """A score perceptron for points; sigma, one for each row, is embedded and modulates every hidden layer."""
+
+    def __init__(self, dim: int, hidden: Sequence[int], frequencies: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", frequencies)
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip((dim, *hidden), hidden, strict=False)
+        )
+        self.last = nn.Linear(hidden[-1], dim)
+        self.projection = nn.Sequential(
+            nn.Linear(2 * len(frequencies), hidden[0]),
+            nn.SiLU(),
+            nn.Linear(hidden[0], 2 * sum(hidden)),
+        )
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        angles = sigma.log()[:, None] * self.frequencies
+        condition = self.projection(torch.cat([torch.sin(angles), torch.cos(angles)], 1))
+        for layer in self.layers:
+            width = 2 * layer.out_features
+            scale, shift = condition[:, :width].chunk(2, 1)
+            condition = condition[:, width:]
+            x = F.silu((1 + scale) * layer(x) + shift)
+        return self.last(x) / sigma[:, None]
+
+
+def sample_points(
+    network: Callable,
+    x: Tensor,
+    sigmas: Tensor,
+    steps: int,
+    step_lr: float,
+    draw: Callable[[Tensor], Tensor] = torch.randn_like,
+    *,
+    rows: int | None = None,
+) -> Tensor:
+    """Annealed Langevin dynamics from ``x``; the network is given ``rows`` equal sigmas, by default one a point."""
+    for sigma in sigmas:
+        step_size = step_lr * (sigma / sigmas[-1]) ** 2
+        each = sigma.expand(len(x) if rows is None else rows)
+        for _ in range(steps):
+            x = x + step_size * network(x, each) + torch.sqrt(2 * step_size) * draw(x)
+    return x

@@ -22,7 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import NCSNConfig
+from .interface import ScoreModel
 from .model import NCSN
+from .networks import ScoreCNN, ScoreCNNConfig, ScoreMLP, ScoreMLPConfig
 
 FORMAT = "ncsn_fast.checkpoint"
 VERSION = 1
@@ -31,6 +33,13 @@ MODEL_NAME = "model"
 IMAGE_SIZE_NAME = (
     "image_size.json"  # beside a model's weights: height and width of its training images
 )
+# By name, as a checkpoint says which it is of; one that does not say is of the first.
+NETWORKS = {
+    "NCSN": (NCSNConfig, NCSN),
+    "ScoreMLP": (ScoreMLPConfig, ScoreMLP),
+    "ScoreCNN": (ScoreCNNConfig, ScoreCNN),
+}
+Config = NCSNConfig | ScoreMLPConfig | ScoreCNNConfig
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save writes zip archives
 
 
@@ -48,11 +57,12 @@ class Checkpoint:
         optimizer: state dict of the optimiser.
         step: optimiser steps done.
         settings: fields of :class:`~ncsn_fast.training.TrainingSettings`.
-        data: ``shape`` (N, C, H, W) and ``fingerprint`` of the training images.
+        data: ``shape`` (N, C, H, W) or (N, D) and ``fingerprint`` of the training data.
         torch_rng: state of torch's default CPU generator.
+        weighting: state dict of the learned weighting of the noise levels; empty without.
     """
 
-    config: NCSNConfig
+    config: Config
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Any]
@@ -60,15 +70,19 @@ class Checkpoint:
     settings: dict[str, Any]
     data: dict[str, Any]
     torch_rng: Tensor
+    weighting: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the training images."""
+    def image_size(self) -> tuple[int, ...]:
+        """Height and width of the training images; empty for points."""
         return tuple(self.data["shape"][2:])
 
-    def ema_model(self, device: torch.device | str = "cpu") -> NCSN:
+    def ema_model(self, device: torch.device | str = "cpu") -> ScoreModel:
         """The averaged network, in evaluation mode: the one to sample from."""
-        model = NCSN(self.config)
+        if isinstance(self.config, NCSNConfig):
+            model = NCSN(self.config)
+        else:
+            model = NETWORKS[_network_of(self.config)][1](**dataclasses.asdict(self.config))
         model.load_state_dict(self.ema)
         return model.to(device).eval()
 
@@ -127,8 +141,12 @@ def load_checkpoint(path: str | Path, config: NCSNConfig | None = None) -> Check
         )
     try:
         checkpoint = Checkpoint(**contents)
-        checkpoint.config = NCSNConfig.from_dict(checkpoint.config)
-    except (TypeError, ValueError) as error:
+        fields = dict(checkpoint.config)
+        made_from, _ = NETWORKS[fields.pop("network", "NCSN")]
+        checkpoint.config = (
+            NCSNConfig.from_dict(fields) if made_from is NCSNConfig else made_from(**fields)
+        )
+    except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} lacks or has other parts than a checkpoint: {error}"
         ) from error
@@ -167,11 +185,17 @@ def load_model(
     if path.is_file():
         checkpoint = load_checkpoint(path)
         try:
-            return checkpoint.ema_model(device), checkpoint.image_size
+            model = checkpoint.ema_model(device)
         except (RuntimeError, IndexError) as error:
             raise CheckpointError(
                 f"{path} holds weights that do not fit its configuration: {error}"
             ) from error
+        if not isinstance(model, NCSN):
+            raise CheckpointError(
+                f"{path} is of a {type(model).__name__}, not of an NCSN: "
+                "in Python, load_checkpoint(...).ema_model() loads it"
+            )
+        return model, checkpoint.image_size
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"the folder {path} holds neither {CHECKPOINT_NAME} nor a model of save_pretrained (config.json)"
@@ -187,7 +211,7 @@ def load_model(
         raise CheckpointError(f"{path} does not hold a whole model: {error}") from error
 
 
-def save_model(model: NCSN, folder: str | Path, image_size: tuple[int, int]) -> None:
+def save_model(model: ScoreModel, folder: str | Path, image_size: tuple[int, ...]) -> None:
     """``model.save_pretrained(folder)`` and the size of its images, each file replaced whole.
 
     Raises:
@@ -232,12 +256,22 @@ def write_atomically(path: Path, contents: bytes | memoryview) -> None:
             os.close(folder)
 
 
-def config_to_dict(config: NCSNConfig) -> dict[str, Any]:
-    """The configuration as plain values, its sigmas rounded to float32, which is what a model keeps of them."""
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, with the network's name unless it is an NCSN's.
+
+    Its sigmas are rounded to float32, which is what a model keeps of them.
+    """
     fields = dataclasses.asdict(config)
     if config.sigmas is not None:
         fields["sigmas"] = tuple(torch.tensor(config.sigmas, dtype=torch.float32).tolist())
+    if not isinstance(config, NCSNConfig):
+        fields["network"] = _network_of(config)
     return fields
+
+
+def _network_of(config: Config) -> str:
+    """The name of the network that is made from a configuration."""
+    return next(name for name, (made_from, _) in NETWORKS.items() if type(config) is made_from)
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:

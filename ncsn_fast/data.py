@@ -1,6 +1,7 @@
 """Training images: from scikit-learn's digits, a folder or an array file to one float32 tensor in [-1, 1].
 
-Belongs here: reading and checking images. Does not belong here: batching and its order (``training.py``), the noise
+Belongs here: reading and checking images. Does not belong here: how points in the plane are made (``points.py``;
+their names are here too), batching and its order (``training.py``), the noise
 added to data (``losses.py``).
 """
 
@@ -14,7 +15,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .points import (  # here too, so that all training data are found in one place
+    Checkerboard,
+    GaussianMixture,
+    eight_gaussians,
+    spirals,
+    swiss_roll,
+    two_gaussians,
+    two_moons,
+)
 from .schedules import estimate_sigma_begin
+
+__all__ = [
+    "Checkerboard",
+    "GaussianMixture",
+    "eight_gaussians",
+    "largest_distance",
+    "load_digits",
+    "load_images",
+    "spirals",
+    "swiss_roll",
+    "to_uint8",
+    "two_gaussians",
+    "two_moons",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 ARRAY_SUFFIXES = (".npy", ".npz")

@@ -1,4 +1,4 @@
-"""Denoising score matching: the perturbation of data and the error of a score.
+"""Denoising score matching: the perturbation of data, the error of a score, and how noise levels are weighted.
 
 Belongs here: objectives, as functions of tensors. Does not belong here: networks, optimisers, the
 choice of levels.
@@ -6,15 +6,56 @@ choice of levels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from . import ops
+from .embeddings import SigmaEmbedding
+
+WEIGHTINGS = ("sigma2", "one")
+
+
+class LearnedWeighting(nn.Module):
+    r"""A weighting of the noise levels that is learned with the network: each counts by how well it can be done.
+
+    .. math:: \lambda(\sigma) = \frac{\sigma^2}{D\, e^{u(\sigma)}}, \qquad
+              \text{loss} = \lambda(\sigma) \| s - \nabla \log q_\sigma \|^2 + u(\sigma)
+
+    At its best :math:`e^u` is the mean error of the level, in units of the noise and per dimension D, so that every
+    level contributes the same. Give its parameters to the optimiser too; :func:`~ncsn_fast.training.train` does so.
+    :math:`u` is a linear function of sines and cosines of :math:`\log \sigma`, zero at first.
+
+    Args:
+        width: of that embedding.
+
+    Shape:
+        sigma ``(N,)`` -> u ``(N,)``.
+
+    Reference: Kendall, Gal & Cipolla, 2018, `arXiv:1705.07115 <https://arxiv.org/abs/1705.07115>`_; for noise levels
+    Karras et al., 2024, `arXiv:2312.02696 <https://arxiv.org/abs/2312.02696>`_, section 3.1.
+    """
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embedding = SigmaEmbedding(width)
+        self.linear = nn.Linear(width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        return self.linear(self.embedding(sigma.to(self.linear.weight.dtype)))[:, 0]
+
+
+Weighting = str | LearnedWeighting
 
 
 def perturb(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     r"""Data at a noise level: :math:`\tilde x = x + \sigma z`.
 
     The score of :math:`q_\sigma(\tilde x \mid x) = N(x, \sigma^2 I)`, which a network learns to
-    predict, is :math:`-(\tilde x - x) / \sigma^2 = -z / \sigma`.
+    predict, is :math:`-(\tilde x - x) / \sigma^2 = -z / \sigma`; :func:`target_score` computes it.
 
     Args:
         x: data, ``(N, ...)``, floating point.
@@ -27,29 +68,80 @@ def perturb(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     return (x + _per_sample(sigma, x) * noise).to(x.dtype)
 
 
-def denoising_score_matching_loss(score: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    r"""The sigma^2-weighted denoising score matching objective, averaged over the batch.
+def target_score(sigma: Tensor, noise: Tensor) -> Tensor:
+    r"""The score of the perturbation, :math:`-z / \sigma`, which a network learns to predict on average.
 
-    .. math:: \frac{1}{N} \sum_n \sum_{CHW} \big(\sigma_n\, s(\tilde x_n, \sigma_n) + z_n\big)^2
+    Args:
+        sigma: standard deviations, ``(N,)`` or ``(1,)``.
+        noise: the :math:`z` of :func:`perturb`, ``(N, ...)``.
+    """
+    return -noise / _per_sample(sigma, noise)
 
-    This is :math:`\lambda(\sigma) \| s - \nabla \log q_\sigma \|^2` with
-    :math:`\lambda(\sigma) = \sigma^2`. There is no factor 1/2; the paper's equation (5) has one, so
-    its losses are half of these.
+
+def denoising_score_matching_loss(
+    score: Tensor, sigma: Tensor, noise: Tensor, weighting: Weighting = "sigma2"
+) -> Tensor:
+    r"""The weighted denoising score matching objective, averaged over the batch.
+
+    .. math:: \frac{1}{N} \sum_n \lambda(\sigma_n)
+              \Big\| s(\tilde x_n, \sigma_n) + \frac{z_n}{\sigma_n} \Big\|^2
+              \quad\overset{\lambda = \sigma^2}{=}\quad
+              \frac{1}{N} \sum_n \big\| \sigma_n\, s(\tilde x_n, \sigma_n) + z_n \big\|^2
+
+    There is no factor 1/2; the paper's equation (5) has one, so its losses are half of these.
 
     Args:
         score: the prediction at ``perturb(x, sigma, noise)``, ``(N, ...)``, floating point.
         sigma: standard deviations, ``(N,)`` or ``(1,)``.
         noise: the :math:`z` of the perturbation, the shape of ``score``.
+        weighting: :math:`\lambda`: ``"sigma2"``, with which the noise levels count about the same; ``"one"``, with
+            which the smallest ones outweigh all others by the ratio of their squares; or a :class:`LearnedWeighting`.
 
     Returns:
         0-d tensor, float32 (float64 if ``score`` is): half-precision scores are summed in float32.
 
+    Raises:
+        ValueError: an unknown weighting.
+
     Reference: Song & Ermon, 2019, `arXiv:1907.05600 <https://arxiv.org/abs/1907.05600>`_,
     equations (5) and (6).
     """
+    learned = isinstance(weighting, LearnedWeighting)
+    if not learned and weighting not in WEIGHTINGS:
+        raise ValueError(
+            f"weighting must be one of {WEIGHTINGS} or a LearnedWeighting, got {weighting!r}"
+        )
     score = score.to(torch.promote_types(score.dtype, torch.float32))
-    error = _per_sample(sigma, score) * score + noise
-    return error.square().flatten(1).sum(1).mean()
+    error = (_per_sample(sigma, score) * score + noise).square().flatten(1)
+    if learned:
+        u = weighting(sigma)
+        return (error.mean(1) * torch.exp(-u) + u).mean()
+    total = error.sum(1)
+    return (total if weighting == "sigma2" else total / sigma.square()).mean()
+
+
+def score_matching_loss(
+    score: Callable[[Tensor], Tensor],
+    x: Tensor,
+    sigma: Tensor,
+    *,
+    seed: int,
+    weighting: Weighting = "sigma2",
+) -> Tensor:
+    """Perturb a batch with noise of the stream, ask for the score there, and compare.
+
+    Args:
+        score: of the perturbed batch, in its shape.
+        x: data, ``(N, ...)``, floating point.
+        sigma: standard deviations, ``(N,)``.
+        seed: of the noise, ``0 <= seed < 2**64``.
+        weighting: see :func:`denoising_score_matching_loss`.
+
+    Returns:
+        0-d tensor, as of :func:`denoising_score_matching_loss`.
+    """
+    noise = ops.philox_normal(x.shape, seed=seed, stream=ops.STREAM_TRAINING, device=x.device)
+    return denoising_score_matching_loss(score(perturb(x, sigma, noise)), sigma, noise, weighting)
 
 
 def _per_sample(sigma: Tensor, x: Tensor) -> Tensor:

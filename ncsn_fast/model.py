@@ -16,11 +16,10 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from . import ops
 from .checks import height_and_width, positive_int
 from .config import NCSNConfig
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
-from .losses import denoising_score_matching_loss, perturb
+from .losses import Weighting, score_matching_loss
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
 from .sampling import SAMPLERS, check_init, draw_seed, initial_state
 from .schedules import check_sigmas, make_sigmas
@@ -192,7 +191,12 @@ class NCSN(
         return score.to(x.dtype)
 
     def get_loss(
-        self, x: Tensor, *, labels: Tensor | None = None, seed: int | None = None
+        self,
+        x: Tensor,
+        *,
+        labels: Tensor | None = None,
+        seed: int | None = None,
+        weighting: Weighting = "sigma2",
     ) -> tuple[Tensor, Tensor]:
         r"""The denoising score matching loss of a batch.
 
@@ -207,6 +211,9 @@ class NCSN(
                 torch's default generator of ``x``'s device.
             seed: of the noise z, ``0 <= seed < 2**64``; ``None``: drawn from torch's default CPU
                 generator.
+            weighting: of the levels, ``"sigma2"``, ``"one"`` or a
+                :class:`~ncsn_fast.losses.LearnedWeighting`; see
+                :func:`~ncsn_fast.losses.denoising_score_matching_loss`.
 
         Returns:
             The loss, 0-d, float32 (float64 for float64 images), and the labels, int64 ``(N,)``.
@@ -220,10 +227,15 @@ class NCSN(
             labels = torch.randint(self.config.num_classes, (len(x),), device=x.device)
         labels = self._check_labels(labels, len(x)).expand(len(x)).contiguous()
         seed = draw_seed() if seed is None else seed
-        noise = ops.philox_normal(x.shape, seed=seed, stream=ops.STREAM_TRAINING, device=x.device)
         sigma = self.sigmas.index_select(0, labels)
-        score = self(perturb(x, sigma, noise), labels)
-        return denoising_score_matching_loss(score, sigma, noise), labels
+        loss = score_matching_loss(
+            lambda noisy: self(noisy, labels), x, sigma, seed=seed, weighting=weighting
+        )
+        return loss, labels
+
+    def score(self, x: Tensor, level: int) -> Tensor:
+        """The score at one noise level, ``0 <= level < K``, for the whole batch: ``forward``."""
+        return self(x, torch.full((1,), level, device=x.device))
 
     def sample(
         self,

@@ -1,13 +1,17 @@
-"""Pictures of images and of training: grids, panels, the annealing as a strip or a GIF, the loss curve.
+"""Plots: the ladder, perturbed data, the loss curve, score fields, data beside samples, trajectories, image grids.
 
-Belongs here: turning tensors and numbers into pictures. Does not belong here: computing those numbers
-(``metrics.py``), sampling. Pillow and matplotlib come with an extra and are imported where used.
+Every plot draws into the ``axes`` it is given, or into a new figure, writes a PNG to ``path`` if there is one, and
+returns the Axes (an array of them where there are several panels); ``axes.figure`` is the figure.
+
+Belongs here: turning tensors and numbers into plots. Does not belong here: computing those numbers (``metrics.py``),
+sampling, pictures of nothing but pixels (``pictures.py``; their functions can be had from here too). Matplotlib comes
+with an extra and is imported where used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,171 +19,91 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import to_uint8
+from . import ops
+from .losses import perturb
+from .pictures import annealing_strip, image_grid, save_gif, side_by_side
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from matplotlib.axes import Axes
 
-BACKGROUND = 255  # white, between and around images
-FONT_SIZE = 16  # pixels
-MARGIN = 12  # pixels around a panel
+__all__ = [
+    "annealing_strip",
+    "compare",
+    "errors",
+    "image_grid",
+    "images",
+    "ladder",
+    "loss_curve",
+    "perturbed",
+    "running_mean",
+    "save_gif",
+    "score_fields",
+    "side_by_side",
+    "trajectories",
+]
+
+# Okabe and Ito's colours, which eyes of every kind tell apart; viridis for magnitudes likewise.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
+MAGNITUDES = "viridis"
+DPI = 120
+PANEL = 3.2  # inches, the side of one of several panels
+ARROWS = 19  # along each side of a score field
+SHOWN = 2000  # points at most in one panel: more run into one another
 INSTALL = 'pip install "ncsn_fast[demo]"'
 
 
-def image_grid(
-    images: Tensor, columns: int | None = None, scale: int = 1, gap: int = 1
-) -> Image.Image:
-    """Images side by side, row by row; an incomplete last row is left white at its end.
+def ladder(
+    sigmas: Sequence[float] | Tensor,
+    step_lr: float | None = None,
+    path: str | Path | None = None,
+    *,
+    axes: Axes | None = None,
+) -> Any:
+    """The noise levels on a logarithmic axis; and the step size at each, if ``step_lr`` is given.
 
     Args:
-        images: ``(N, C, H, W)`` in [-1, 1] (clamped), C = 1 for grey or 3 for RGB, N >= 1.
-        columns: images in a row; ``None``: as many as make the grid about square.
-        scale: each pixel becomes ``scale`` x ``scale`` equal ones.
-        gap: white pixels, not scaled, between images and around the grid.
+        sigmas: the ladder; at least one.
+        step_lr: step size at the last level; that of level i is larger by the square of the ratio of sigmas. The step
+            sizes have a panel of their own, so ``axes`` cannot be given with it.
+        path, axes: see the module.
 
     Returns:
-        A pillow image, mode ``"L"`` or ``"RGB"``.
-
-    Raises:
-        ValueError: a tensor of another shape, ``columns`` or ``scale`` below 1, ``gap`` below 0.
-        ImportError: pillow is not installed.
+        The Axes; with ``step_lr`` an array of two.
     """
-    image = _pillow("Image")
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(
-            "images must have shape (N, 1, H, W) or (N, 3, H, W) with N, H, W >= 1, "
-            f"got {tuple(images.shape)}"
-        )
-    n = len(images)
-    columns = math.ceil(math.sqrt(n)) if columns is None else columns
-    if columns < 1 or scale < 1 or gap < 0:
-        raise ValueError(
-            f"columns and scale must be >= 1 and gap >= 0, got {columns}, {scale} and {gap}"
-        )
-    columns = min(columns, n)
-    rows = math.ceil(n / columns)
-    pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
-    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    _, height, width, channels = pixels.shape
-    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, channels)
-    canvas = np.full(shape, BACKGROUND, dtype=np.uint8)
-    for i, one in enumerate(pixels):
-        top, left = (gap + i // columns * (height + gap), gap + i % columns * (width + gap))
-        canvas[top : top + height, left : left + width] = one
-    return image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+    sigmas = [float(sigma) for sigma in sigmas]
+    numbers = range(len(sigmas))
+    if step_lr is None:
+        panels = [_axes(axes, (6, 4))]
+    else:
+        panels = _panels(1, 2, (3.5, 4))[0]
+        steps = [step_lr * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
+        panels[1].plot(numbers, steps, "o-", color=ORANGE)
+        title = f"step sizes, {step_lr:g} at the last level"
+        panels[1].set(xlabel="level", ylabel="step size", title=title)
+    panels[0].plot(numbers, sigmas, "o-", color=BLUE)
+    panels[0].set(xlabel="level", ylabel="sigma", title=f"{len(sigmas)} noise levels")
+    for panel in panels:
+        panel.set_yscale("log")
+        panel.grid(True, which="major", alpha=0.3)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    return _done(panels[0] if step_lr is None else panels, path)
 
 
-def side_by_side(grids: Mapping[str, Image.Image]) -> Image.Image:
-    """Pictures in a row, aligned at the top, each under its title.
-
-    Args:
-        grids: title to picture, from left to right; at least one.
-
-    Returns:
-        A pillow image, mode ``"RGB"``.
-
-    Raises:
-        ValueError: nothing to show.
-        ImportError: pillow is not installed.
-    """
-    image, draw = _pillow("Image"), _pillow("ImageDraw")
-    if not grids:
-        raise ValueError("grids must hold at least one picture, got none")
-    font = _font()
-    # A panel is as wide as the wider of its title and its picture.
-    widths = [
-        max(grid.width, math.ceil(font.getlength(title))) + 2 * MARGIN
-        for title, grid in grids.items()
-    ]
-    top = _line_height(font) + 2 * MARGIN
-    height = top + max(grid.height for grid in grids.values()) + MARGIN
-    canvas = image.new("RGB", (sum(widths), height), "white")
-    pen = draw.Draw(canvas)
-    left = 0
-    for (title, grid), width in zip(grids.items(), widths, strict=True):
-        pen.text((left + width // 2, top // 2), title, fill="black", font=font, anchor="mm")
-        canvas.paste(grid, (left + (width - grid.width) // 2, top))
-        left += width
-    return canvas
-
-
-def annealing_strip(
-    frames: Sequence[Tensor], sigmas: Sequence[float], scale: int = 4
-) -> Image.Image:
-    """How samples come about: one row per image and one column per noise level, labelled with its sigma.
-
-    Args:
-        frames: the state after each level, each ``(n, C, H, W)``; values are clamped to [-1, 1].
-        sigmas: one number for each frame.
-        scale: each pixel becomes ``scale`` x ``scale`` equal ones.
-
-    Returns:
-        A pillow image, mode ``"RGB"``.
-
-    Raises:
-        ValueError: no frames, frames of different shapes, or another number of sigmas.
-        ImportError: pillow is not installed.
-    """
-    image, draw = _pillow("Image"), _pillow("ImageDraw")
-    if not frames or len(frames) != len(sigmas):
-        raise ValueError(
-            f"there must be one sigma for each frame, got {len(frames)} frames and "
-            f"{len(sigmas)} sigmas"
-        )
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise ValueError(f"frames must have one shape, got {[tuple(f.shape) for f in frames]}")
-    font = _font()
-    labels = [f"{sigma:.2g}" for sigma in sigmas]
-    # Columns must be wide enough for their labels, however small the images are.
-    label_width = math.ceil(max(font.getlength(label) for label in labels)) + MARGIN // 2
-    gap = max(4, scale)
-    # Every level becomes a grid of one column.
-    columns = [image_grid(frame, columns=1, scale=scale, gap=gap) for frame in frames]
-    pitch = max(columns[0].width, label_width)
-    caption = "sigma"  # the letter is not in every font
-    left = math.ceil(font.getlength(caption)) + 2 * MARGIN
-    top = _line_height(font) + MARGIN
-    canvas = image.new(
-        "RGB", (left + pitch * len(columns) + MARGIN, top + columns[0].height + MARGIN), "white"
-    )
-    pen = draw.Draw(canvas)
-    pen.text((left // 2, top // 2), caption, fill="black", font=font, anchor="mm")
-    for i, (label, column) in enumerate(zip(labels, columns, strict=True)):
-        x = left + i * pitch
-        pen.text((x + pitch // 2, top // 2), label, fill="black", font=font, anchor="mm")
-        canvas.paste(column, (x + (pitch - column.width) // 2, top))
-    return canvas
-
-
-def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 300) -> None:
-    """Write an endless GIF; the last frame stays four times as long.
-
-    Args:
-        frames: pillow images of one size, at least one.
-        path: the file.
-        ms: milliseconds a frame.
-
-    Raises:
-        ValueError: no frames, or frames of different sizes.
-        OSError: the file cannot be written.
-    """
-    if not frames or len({frame.size for frame in frames}) != 1:
-        sizes = [frame.size for frame in frames]
-        raise ValueError(f"a GIF takes frames of one size, at least one, got {sizes}")
-    first, *rest = frames
-    durations = [ms] * len(rest) + [4 * ms]
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
-
-
-def loss_curve(losses: Sequence[float], path: str | Path, title: str = "Training loss") -> None:
-    """Write the loss of every step, faint, and its running mean as a PNG.
+def loss_curve(
+    losses: Sequence[float],
+    path: str | Path | None = None,
+    title: str = "Training loss",
+    *,
+    axes: Axes | None = None,
+) -> Axes:
+    """The loss of every step, faint, and its running mean.
 
     The mean is over the last fiftieth of the steps seen (at least 10), so that it follows the fast fall at the start.
     The axis is logarithmic if all losses are positive.
 
     Args:
         losses: of the steps 1, 2, ...; at least one.
-        path: the file.
+        path, axes: see the module.
         title: above the curve.
 
     Raises:
@@ -189,45 +113,230 @@ def loss_curve(losses: Sequence[float], path: str | Path, title: str = "Training
     """
     if not losses:
         raise ValueError("losses must hold at least one number, got none")
-    figure = _figure()
-    axes = figure.add_subplot()
+    axes = _axes(axes, (7, 4))
     steps = range(1, len(losses) + 1)
-    axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step")
-    axes.plot(
-        steps, running_mean(losses).tolist(), color="tab:blue", linewidth=1.8, label="running mean"
-    )
+    axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="each step")
+    axes.plot(steps, running_mean(losses).tolist(), color=BLUE, linewidth=1.8, label="running mean")
     if min(losses) > 0:
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="loss (sum over an image's pixels)", title=title)
+    axes.set(xlabel="step", ylabel="loss, summed over a sample", title=title)
     axes.grid(True, which="major", alpha=0.3)
     axes.legend()
-    figure.savefig(path, format="png")
+    return _done(axes, path)
 
 
-def ladder(sigmas: Sequence[float], step_lr: float, path: str | Path) -> None:
-    """Write the noise levels, and the step size at each, on logarithmic axes as a PNG.
+def perturbed(
+    data: Tensor,
+    sigmas: Sequence[float] | Tensor,
+    levels: Sequence[int] = (0, 3, 6, 9),
+    path: str | Path | None = None,
+    *,
+    seed: int = 0,
+) -> np.ndarray:
+    """Points with the noise of chosen levels, a panel each; every panel has axes of its own size.
 
     Args:
-        sigmas: the ladder; at least one.
-        step_lr: step size at the last level; that of level i is larger by the square of the ratio of sigmas.
-        path: the file.
+        data: points ``(N, 2)``.
+        sigmas: the ladder.
+        levels: which of its levels.
+        path: see the module.
+        seed: of the noise.
 
-    Raises:
-        ImportError: matplotlib is not installed.
-        OSError: the file cannot be written.
+    Returns:
+        An array of Axes, one for each level.
     """
-    figure = _figure()
-    left, right = figure.subplots(1, 2)
-    levels = range(len(sigmas))
-    left.plot(levels, sigmas, ".-", color="tab:blue")
-    left.set(xlabel="level", ylabel="sigma", title=f"{len(sigmas)} noise levels")
-    steps = [step_lr * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
-    right.plot(levels, steps, ".-", color="tab:orange")
-    right.set(xlabel="level", ylabel="step size", title=f"steps, {step_lr:g} at the last level")
-    for axes in (left, right):
-        axes.set_yscale("log")
-        axes.grid(True, which="major", alpha=0.3)
-    figure.savefig(path, format="png")
+    panels = _panels(1, len(levels), (PANEL, 1.12 * PANEL))[0]
+    # Not the stream that points are drawn from: noise of the same numbers would go with the points.
+    noise = ops.philox_normal(data.shape, seed=seed, stream=ops.STREAM_TRAINING)
+    for panel, level in zip(panels, levels, strict=True):
+        sigma = float(sigmas[level])
+        noisy = perturb(data.cpu(), torch.tensor([sigma]), noise)
+        _scatter(panel, noisy, BLUE)
+        panel.set(title=f"level {level}: sigma {sigma:.3g}", **_square(noisy[:SHOWN], 0.05))
+    return _done(panels, path)
+
+
+@torch.no_grad()
+def score_fields(
+    score: Callable[[Tensor, int], Tensor],
+    sigmas: Sequence[float] | Tensor,
+    data: Tensor,
+    levels: Sequence[int] = (0, 3, 6, 9),
+    path: str | Path | None = None,
+    *,
+    exact: Callable[[Tensor, float], Tensor] | None = None,
+) -> np.ndarray:
+    """The score as arrows over the data, a panel for each of some levels.
+
+    Lengths are what can be read: an arrow fills its cell of the grid where the score is as large as in a tenth of the
+    area or larger, and is shorter elsewhere by the square root of the ratio, so that weak parts of a field still show
+    where they point. The colour tells the magnitude itself. Both rows have the scale of the first.
+
+    Args:
+        score: ``score(x, level)`` at points ``(M, 2)``, such as a network's method ``score``.
+        sigmas: the ladder.
+        data: points ``(N, 2)`` to show beneath, on whose area and a margin the field is drawn.
+        levels: which levels.
+        path: see the module.
+        exact: ``exact(x, sigma)``, such as that of a :class:`~ncsn_fast.data.GaussianMixture`, for a second row.
+
+    Returns:
+        An array of Axes, ``(rows, len(levels))``.
+    """
+    rows = {"learned": score}
+    if exact is not None:
+        rows["exact"] = lambda x, level: exact(x, float(sigmas[level]))
+    panels = _panels(len(rows), len(levels), (PANEL * 1.25, PANEL))
+    area = _square(data, 0.15)
+    grid = torch.cartesian_prod(*(torch.linspace(*area[limits], ARROWS) for limits in area))
+    cell = (area["xlim"][1] - area["xlim"][0]) / (ARROWS - 1)
+    for column, level in zip(panels.T, levels, strict=True):
+        fields = [row(grid.to(data.device), level).cpu().float() for row in rows.values()]
+        large = float(fields[0].norm(dim=1).nanquantile(0.9)) or 1.0
+        for panel, name, arrows in zip(column, rows, fields, strict=True):
+            size = arrows.norm(dim=1, keepdim=True)
+            length = cell * (size / large).clamp(max=1).sqrt()
+            shown = arrows / size.clamp(min=1e-30) * length
+            _scatter(panel, data, GREY, alpha=0.25)
+            drawn = panel.quiver(
+                *grid.T.tolist(),
+                *shown.T.tolist(),
+                size[:, 0].tolist(),
+                cmap=MAGNITUDES,
+                clim=(0, large),
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                width=0.006,
+                zorder=3,
+            )
+            panel.figure.colorbar(drawn, ax=panel, shrink=0.8, extend="max")
+            panel.set(title=f"{name}, sigma {float(sigmas[level]):.3g}", **area)
+    panels[0, -1].figure.suptitle("score fields: colour is the magnitude of the score", fontsize=11)
+    return _done(panels, path)
+
+
+def compare(
+    data: Tensor,
+    samples: Tensor,
+    path: str | Path | None = None,
+    titles: tuple[str, str] = ("data", "samples"),
+) -> np.ndarray:
+    """Points of the data beside samples, as many of the one as of the other, in axes of one size.
+
+    Args:
+        data: ``(N, 2)``.
+        samples: ``(M, 2)``.
+        path: see the module.
+        titles: of the two panels.
+
+    Returns:
+        An array of two Axes.
+    """
+    n = min(len(data), len(samples), SHOWN)
+    low, high = data.cpu().amin(0), data.cpu().amax(0)
+    margin = 0.1 * float((high - low).max())
+    width, height = (high - low + 2 * margin).tolist()
+    panels = _panels(1, 2, (5.0, 0.8 + 4.4 * max(0.4, min(height / width, 1.5))))[0]
+    for panel, x, color, title in zip(panels, (data, samples), (BLUE, ORANGE), titles, strict=True):
+        _scatter(panel, x[:n], color)
+        panel.set(
+            title=f"{title} ({n} points)",
+            xlim=(float(low[0]) - margin, float(high[0]) + margin),
+            ylim=(float(low[1]) - margin, float(high[1]) + margin),
+        )
+    return _done(panels, path)
+
+
+def trajectories(
+    states: Tensor,
+    data: Tensor,
+    path: str | Path | None = None,
+    *,
+    shown: int = 12,
+    axes: Axes | None = None,
+) -> Axes:
+    """The way of some samples from noise to data, on axes that are linear over the data and logarithmic beyond.
+
+    Args:
+        states: ``(M, N, 2)``, the start first; one state for each level can be read best.
+        data: points to show beneath.
+        path, axes: see the module.
+        shown: how many of the samples.
+    """
+    axes = _axes(axes, (7, 6))
+    from matplotlib.collections import LineCollection
+    from matplotlib.ticker import NullLocator
+
+    states = states[:, :shown].cpu()
+    _scatter(axes, data, GREY, alpha=0.25)
+    numbers = np.arange(1, len(states))
+    for way in states.transpose(0, 1).numpy():
+        pieces = np.stack([way[:-1], way[1:]], 1)
+        lines = LineCollection(pieces, cmap=MAGNITUDES, array=numbers, linewidth=1.5, alpha=0.9)
+        lines.set_clim(1, max(2, len(numbers)))
+        drawn = axes.add_collection(lines)
+    axes.scatter(*states[0].T, s=30, marker="x", color=GREY, zorder=3, label="start")
+    axes.scatter(*states[-1].T, s=26, color=ORANGE, zorder=4, label="end")
+    reach = math.ceil(float(data.abs().max()))
+    far = max(2 * reach, math.ceil(1.1 * float(states.abs().max())))
+    axes.set(title=f"{states.shape[1]} samples on their way", xlim=(-far, far), ylim=(-far, far))
+    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        scale("symlog", linthresh=reach, linscale=2)
+        ticks = [-far, -reach, 0, reach, far]
+        axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        axis.set_minor_locator(NullLocator())
+    for line in (-reach, reach):
+        axes.axvline(line, color=GREY, linewidth=0.6, linestyle=":")
+        axes.axhline(line, color=GREY, linewidth=0.6, linestyle=":")
+    axes.figure.colorbar(drawn, ax=axes, label="state, first to last", shrink=0.8)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.05), ncols=2, frameon=False)
+    return _done(axes, path)
+
+
+def errors(
+    sigmas: Sequence[float] | Tensor,
+    values: Sequence[float],
+    path: str | Path | None = None,
+    *,
+    axes: Axes | None = None,
+) -> Axes:
+    """The relative error of a learned score at each noise level, both axes logarithmic.
+
+    Args:
+        sigmas: the ladder.
+        values: an error for each level, positive.
+        path, axes: see the module.
+    """
+    axes = _axes(axes, (6, 4))
+    axes.loglog([float(sigma) for sigma in sigmas], values, "o-", color=BLUE)
+    axes.set(xlabel="sigma", ylabel="relative error", title="learned score against the exact one")
+    axes.grid(True, which="major", alpha=0.3)
+    return _done(axes, path)
+
+
+def images(
+    batch: Tensor,
+    path: str | Path | None = None,
+    title: str = "",
+    *,
+    columns: int | None = None,
+    axes: Axes | None = None,
+) -> Axes:
+    """A grid of images, :func:`image_grid`, in Axes.
+
+    Args:
+        batch: ``(N, C, H, W)`` in [-1, 1], C = 1 or 3.
+        path, axes: see the module.
+        title: above the grid.
+        columns: images in a row; ``None``: as many as make the grid about square.
+    """
+    axes = _axes(axes, (6, 6))
+    grid = np.asarray(image_grid(batch, columns=columns))
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title)
+    return _done(axes, path)
 
 
 def running_mean(losses: Sequence[float]) -> Tensor:
@@ -238,30 +347,45 @@ def running_mean(losses: Sequence[float]) -> Tensor:
     return (totals[ends] - totals[begins]) / (ends - begins)
 
 
-def _figure() -> Any:
+def _scatter(axes: Axes, x: Tensor, color: str, alpha: float = 0.6) -> None:
+    axes.scatter(*x[:SHOWN].detach().cpu().T.tolist(), s=4, color=color, alpha=alpha, linewidths=0)
+    axes.set_aspect("equal")
+
+
+def _square(x: Tensor, margin: float) -> dict[str, tuple[float, float]]:
+    """Limits of a square around points, with a margin as a part of its side."""
+    low, high = x.cpu().amin(0), x.cpu().amax(0)
+    half = (0.5 + margin) * float((high - low).max())
+    middle = ((low + high) / 2).tolist()
+    return {f"{name}lim": (c - half, c + half) for name, c in zip("xy", middle, strict=True)}
+
+
+def _axes(axes: Axes | None, size: tuple[float, float]) -> Axes:
+    """Those that were given, or new ones."""
+    return _figure(size).add_subplot() if axes is None else axes
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> np.ndarray:
+    """New Axes, ``(rows, columns)`` of a size each."""
+    figure = _figure((columns * size[0], rows * size[1]))
+    return figure.subplots(rows, columns, squeeze=False)
+
+
+def _figure(size: tuple[float, float]) -> Any:
     """A figure of matplotlib itself: pyplot would keep state and might look for a display."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"curves take matplotlib: {INSTALL}") from error
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+        raise ImportError(f"plots take matplotlib: {INSTALL}") from error
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _pillow(module: str) -> Any:
-    """A module of pillow, ``Image``, ``ImageDraw`` or ``ImageFont``."""
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise ImportError(f"pictures take pillow: {INSTALL}") from error
-    return {"Image": Image, "ImageDraw": ImageDraw, "ImageFont": ImageFont}[module]
-
-
-def _font() -> Any:
-    return _pillow("ImageFont").load_default(size=FONT_SIZE)
-
-
-def _line_height(font: Any) -> int:
-    return math.ceil(font.size * 1.3)
+def _done(axes: Any, path: str | Path | None) -> Any:
+    """The Axes, their figure written to ``path`` if there is one."""
+    if path is not None:
+        first = axes if not isinstance(axes, np.ndarray) else axes.flat[0]
+        first.figure.savefig(path, format="png")
+    return axes

@@ -1,9 +1,11 @@
 """Training: one process, one device, and a run that can stop at any moment and go on exactly.
 
 Belongs here: the loop, the learning rate, the order of the data, the record of losses. Does not belong here: the
-objective (``losses.py``, ``NCSN.get_loss``), the checkpoint file (``checkpoints.py``), reading images (``data.py``).
+objective (``losses.py``, ``get_loss``), the checkpoint file (``checkpoints.py``), reading images (``data.py``).
 
-Nothing depends on the state of a random generator: the images, levels and noise of a step are functions of the seed
+It trains any :class:`~ncsn_fast.interface.ScoreModel`, on images or on points.
+
+Nothing depends on the state of a random generator: the data, levels and noise of a step are functions of the seed
 and the step's number, by the counter-based stream of ``ops.philox_*``.
 """
 
@@ -40,12 +42,16 @@ from .checkpoints import (
     save_model,
     write_atomically,
 )
+from .interface import ScoreModel, log_uniform_sigmas
+from .losses import WEIGHTINGS, LearnedWeighting
 from .model import NCSN
 
 LOSSES_NAME = "losses.csv"
 LOSS_COLUMNS = ("step", "loss", "learning_rate")
 FLUSH_EVERY = 10  # steps; reading a loss waits for the device
 SCHEDULES = ("cosine", "constant")
+LEARNED = "learned"
+LADDER, CONTINUOUS = "ladder", "continuous"
 
 # Two uses of the stream for everything else, told apart by the sample number.
 ORDER_SAMPLE, LABEL_SAMPLE = 0, 1
@@ -79,6 +85,10 @@ class TrainingSettings:
         grad_clip: largest norm of the gradient; ``0`` for no clipping.
         seed: of the order of the data, the levels and the noise, ``0 <= seed < 2**32``.
         checkpoint_every: steps from one checkpoint to the next; there is always one at the end.
+        weighting: of the noise levels in the loss, ``"sigma2"``, ``"one"`` or ``"learned"``; see
+            :func:`~ncsn_fast.losses.denoising_score_matching_loss`.
+        levels: ``"ladder"``, those of the network's ladder; or ``"continuous"``, any sigma between its ends, evenly
+            spread in log sigma, for a network conditioned on sigma itself.
 
     Raises:
         ValueError: a value out of its range; the message names the field.
@@ -93,6 +103,8 @@ class TrainingSettings:
     grad_clip: float = 10.0
     seed: int = 0
     checkpoint_every: int = 1000
+    weighting: str = "sigma2"
+    levels: str = LADDER
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "checkpoint_every"):
@@ -106,7 +118,12 @@ class TrainingSettings:
         self._check(
             "grad_clip", "0 (off) or positive and finite", lambda value: 0 <= value < math.inf
         )
-        self._check("lr_schedule", f"one of {SCHEDULES}", lambda value: value in SCHEDULES)
+        for name, known in (
+            ("lr_schedule", SCHEDULES),
+            ("weighting", (*WEIGHTINGS, LEARNED)),
+            ("levels", (LADDER, CONTINUOUS)),
+        ):
+            self._check(name, f"one of {known}", lambda value, known=known: value in known)
 
     def _check(self, name: str, expected: str, holds: Any) -> None:
         if not holds(getattr(self, name)):
@@ -121,7 +138,7 @@ class TrainingSettings:
 
 
 def train(
-    model: NCSN,
+    model: ScoreModel,
     images: Tensor,
     settings: TrainingSettings,
     out: str | Path,
@@ -130,15 +147,15 @@ def train(
     overwrite: bool = False,
     device: torch.device | str = "cpu",
     verbose: bool = True,
-) -> NCSN:
-    """Train with Adam on the sigma^2-weighted denoising score matching loss.
+) -> ScoreModel:
+    """Train with Adam on the denoising score matching loss.
 
     The folder ``out`` receives ``checkpoint.pt``, ``losses.csv`` and ``model/`` (``save_pretrained`` of the moving
     average). Ctrl-C ends the step that is running, writes all three and raises; a second one ends at once.
 
     Args:
         model: with its sigmas set. Trained in place, and moved to ``device``.
-        images: ``(N, C, H, W)`` in [-1, 1], floating point, N >= 1; held on ``device``.
+        images: ``(N, C, H, W)`` in [-1, 1], or points ``(N, D)``; floating point, N >= 1; held on ``device``.
         settings: how to train.
         out: the folder; made if need be.
         resume: go on from the checkpoint in ``out``, exactly as that run would have: with the same configuration,
@@ -151,7 +168,7 @@ def train(
         The moving average, in evaluation mode: the network to sample from.
 
     Raises:
-        ValueError: images of another shape or dtype.
+        ValueError: images of another shape or dtype; continuous levels for an NCSN, which knows its ladder only.
         FileExistsError: ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is given.
         FileNotFoundError: ``resume``, and ``out`` holds no checkpoint.
         CheckpointError: a file could not be written; the checkpoint to resume is damaged, or of another run.
@@ -160,9 +177,9 @@ def train(
     """
     out = Path(out).expanduser()
     path = out / CHECKPOINT_NAME
-    if images.ndim != 4 or len(images) < 1 or not images.is_floating_point():
+    if images.ndim not in (2, 4) or len(images) < 1 or not images.is_floating_point():
         raise ValueError(
-            f"images must be floating point (N, C, H, W) with N >= 1, got {images.dtype} of shape "
+            f"images must be floating point (N, C, H, W), or points (N, D), with N >= 1, got {images.dtype} of shape "
             f"{tuple(images.shape)}"
         )
     if path.exists() and not (resume or overwrite):
@@ -170,12 +187,21 @@ def train(
             f"{path} exists: resume that run, overwrite it, or choose another folder"
         )
 
+    if settings.levels == CONTINUOUS and isinstance(model, NCSN):
+        raise ValueError(
+            'levels "continuous" take a network conditioned on sigma, such as ScoreMLP or ScoreCNN; '
+            "an NCSN knows the levels of its ladder only"
+        )
+
     data = {"shape": tuple(images.shape), "fingerprint": _fingerprint(images)}
     checkpoint = load_checkpoint(path) if resume else None
 
     model.to(device).train()
     images = images.to(device)
+    learned = LearnedWeighting().to(device) if settings.weighting == LEARNED else None
+    weighting = settings.weighting if learned is None else learned
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters += [] if learned is None else learned.parameters()
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, fused=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
     step = 0
@@ -185,6 +211,8 @@ def train(
         average.module.load_state_dict(checkpoint.ema)
         average.n_averaged.fill_(checkpoint.step)
         optimizer.load_state_dict(checkpoint.optimizer)
+        if learned is not None:
+            learned.load_state_dict(checkpoint.weighting)
         torch.set_rng_state(checkpoint.torch_rng)
         step = checkpoint.step
     first = step
@@ -205,6 +233,7 @@ def train(
                 settings=dataclasses.asdict(settings),
                 data=data,
                 torch_rng=torch.get_rng_state(),
+                weighting={} if learned is None else learned.state_dict(),
             ),
             path,
         )
@@ -219,8 +248,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = images[_batch_indices(settings, len(images), step).to(images.device)]
-            labels = _batch_labels(settings, model.config.num_classes, step).to(images.device)
-            loss, _ = model.get_loss(batch, labels=labels, seed=(settings.seed << 32) + step)
+            levels = _batch_levels(settings, model.sigmas, step)
+            seed = (settings.seed << 32) + step
+            loss, _ = model.get_loss(batch, seed=seed, weighting=weighting, **levels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
@@ -341,29 +371,38 @@ def _permutation(seed: int, n: int, epoch: int) -> Tensor:
     return keys[0].argsort(stable=True)
 
 
-def _batch_labels(settings: TrainingSettings, num_classes: int, step: int) -> Tensor:
-    """The noise levels of a step, int64 ``(batch_size,)``: each uniform, together spread evenly over the ladder.
+def _batch_levels(settings: TrainingSettings, sigmas: Tensor, step: int) -> dict[str, Tensor]:
+    """The noise levels of a step, ``(batch_size,)``: each uniform, together spread evenly over the ladder.
 
-    Stratified: image i draws from the i-th of ``batch_size`` equal parts of the ladder. Which image that is, is
-    random, so every image meets every level; the loss varies less from step to step than with independent draws.
+    Stratified: sample i draws from the i-th of ``batch_size`` equal parts of the ladder. Which sample that is, is
+    random, so every sample meets every level; the loss varies less from step to step than with independent draws.
+
+    Returns:
+        ``labels``, int64, or ``sigma``, float32, as ``get_loss`` takes them.
     """
     size = settings.batch_size
     u = ops.philox_uniform(
         (1, size), seed=settings.seed, step=step, sample_offset=LABEL_SAMPLE, **HOST
     )[0]
-    labels = ((torch.arange(size) + u.double()) * (num_classes / size)).long()
-    return labels.clamp(max=num_classes - 1)
+    even = torch.arange(size) + u.double()
+    if settings.levels == CONTINUOUS:
+        ends = sigmas[-1].item(), sigmas[0].item()
+        return {"sigma": log_uniform_sigmas(even / size, *ends).to(sigmas.device)}
+    labels = (even * (len(sigmas) / size)).long().clamp(max=len(sigmas) - 1)
+    return {"labels": labels.to(sigmas.device)}
 
 
 def _check_same_run(
-    checkpoint: Checkpoint, model: NCSN, data: dict[str, Any], settings: TrainingSettings
+    checkpoint: Checkpoint, model: ScoreModel, data: dict[str, Any], settings: TrainingSettings
 ) -> None:
     config = dataclasses.replace(model.config, sigmas=model.sigmas.tolist())
     free = {"iterations": settings.iterations, "checkpoint_every": settings.checkpoint_every}
+    # A checkpoint that does not know of a setting was made with its default.
+    held = dataclasses.asdict(TrainingSettings(**{**checkpoint.settings, **free}))
     for what, there, here in (
         ("another configuration", config_to_dict(checkpoint.config), config_to_dict(config)),
         ("another data set", checkpoint.data, data),
-        ("other settings", {**checkpoint.settings, **free}, dataclasses.asdict(settings)),
+        ("other settings", held, dataclasses.asdict(settings)),
     ):
         different = differences(there, here)
         if different:

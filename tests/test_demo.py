@@ -1,4 +1,4 @@
-"""The digits demo, shortened: every file it promises, and numbers that tell noise from data."""
+"""The demos, shortened: every file they promise, and numbers that tell noise from data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from ncsn_fast import demo
-from ncsn_fast.data import load_digits
+from ncsn_fast import ScoreMLP, demo, toy_demos
+from ncsn_fast.data import load_digits, two_gaussians
 
 FILES = ("samples.png", "annealing.png", "annealing.gif", "loss.png", "checkpoint.pt", "losses.csv")
 
@@ -44,3 +44,40 @@ def test_numbers_tell_noise_copies_and_data_apart():
 def test_too_few_samples(tmp_path):
     with pytest.raises(ValueError, match="at least 2, got 1"):
         demo.run(tmp_path, n_samples=1)
+
+
+@pytest.mark.parametrize(
+    ("run", "figures"),
+    [
+        (
+            toy_demos.run_two_gaussians,
+            ("ladder", "perturbed", "loss", "score_fields", "errors", "samples", "trajectories"),
+        ),
+        (toy_demos.run_checkerboard, ("loss", "score_fields", "samples", "trajectories")),
+    ],
+)
+def test_demos_on_points_write_what_they_say(tmp_path, capsys, monkeypatch, run, figures):
+    from PIL import Image
+
+    monkeypatch.setattr(toy_demos, "STEPS_EACH_LEVEL", 2)
+    monkeypatch.setattr(toy_demos, "N_DATA", 600)
+    numbers = run(tmp_path, iterations=2, n_samples=50, seed=1)
+    for name in figures:
+        Image.open(tmp_path / f"{name}.png").verify()
+    assert json.loads((tmp_path / "metrics.json").read_text()) == numbers
+    assert len(numbers["relative_error_by_level"]) == len(numbers["sigmas"]) == 10
+    if run is toy_demos.run_two_gaussians:
+        assert sum(numbers["mode_weights"]) == pytest.approx(1)
+    else:
+        assert numbers["share_in_dark_squares_of_data"] == 1
+        assert 0 < numbers["share_in_dark_squares"] < 0.6  # hardly trained
+    assert "relative error by level: [" in capsys.readouterr().out
+
+
+def test_the_error_of_the_exact_score_is_zero_and_of_none_is_one():
+    points = two_gaussians()
+    model = ScoreMLP(sigmas=[2.0, 0.5])  # its last layer is zero
+    x = points.sample(200)
+    assert toy_demos.score_errors(model, x, points.score) == [1.0, 1.0]
+    model.score = lambda x, level: points.score(x, float(model.sigmas[level]))
+    assert toy_demos.score_errors(model, x, points.score) == [0.0, 0.0]
