@@ -4,7 +4,6 @@
 
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "common/batch.h"
@@ -60,19 +59,6 @@ inline const void* statistics_data(const torch::stable::Tensor& t, const torch::
                       t.device() == x.device(),
                   name, " must be what the forward pass returned");
   return t.const_data_ptr();
-}
-
-// A gradient as dense memory in the layout of x: itself, or a copy.
-inline torch::stable::Tensor in_layout_of(const torch::stable::Tensor& x,
-                                          const torch::stable::Tensor& grad) {
-  bool same = true;
-  for (int64_t i = 0; i < x.dim(); ++i) {
-    same = same && (x.size(i) == 1 || x.stride(i) == grad.stride(i));
-  }
-  if (same) return grad;
-  torch::stable::Tensor copy = torch::stable::empty_like(x);
-  torch::stable::copy_(copy, grad);
-  return copy;
 }
 
 }  // namespace ncsn
