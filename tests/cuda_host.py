@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels' bodies for the CPU, where test_cuda_norm.py and test_cuda_pool.py run them thread by thread."""
+"""Compiles the CUDA kernels' bodies for the CPU, where the tests run them thread by thread."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The CUDA kernels of cond_instance_norm_elu without a GPU: every thread of every launch, run on the CPU.
 
-The bodies that the GPU runs are compiled for the host and run as fibres (cuda_fibres.h), with the tilings of the operator,
-for devices with and without clusters, with much and with little shared memory. Results on a real GPU are in
-test_cuda_network.py.
+The bodies that the GPU runs are compiled for the host and run as fibres (cuda_fibres.h), with the tilings of the
+operator, for devices with and without clusters, with much and with little shared memory. Results on a real GPU are
+in test_cuda_network.py.
 """
 
 from __future__ import annotations
