@@ -164,19 +164,52 @@ struct Emulation {
   }
 };
 
+// float16 is bfloat16 but for its conversions.
+template <typename F>
+const char* for_call(const Call& call, const F& f) {
+  fibres::problem.clear();
+  switch (kTypes[call.dtype]) {
+    case ScalarType::Float: f(Type<float>{}); break;
+    case ScalarType::Double: f(Type<double>{}); break;
+    default: f(Type<torch::headeronly::BFloat16>{});
+  }
+  return fibres::problem.c_str();
+}
+
 }  // namespace
 
 extern "C" const char* norm(Call* call) {
-  fibres::problem.clear();
-  const auto emulate = [&](auto type) {
+  return for_call(*call, [&](auto type) {
     using T = typename decltype(type)::type;
     Emulation<T> emulation(*call, call->grad_y ? 2 : 1);
     call->grad_y ? emulation.backward() : emulation.forward();
-  };
-  switch (kTypes[call->dtype]) {  // float16 is bfloat16 but for its conversions
-    case ScalarType::Float: emulate(Type<float>{}); break;
-    case ScalarType::Double: emulate(Type<double>{}); break;
-    default: emulate(Type<torch::headeronly::BFloat16>{});
-  }
-  return fibres::problem.c_str();
+  });
+}
+
+// Only the tiling, for shapes of any size: whether it covers the planes, and can be launched.
+extern "C" const char* tile(Call* call, int64_t tensors) {
+  return for_call(*call, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulator<T>;
+    const Emulation<T> emulation(*call, static_cast<int>(tensors));
+    const PlaneTiling& t = emulation.tiling;
+    emulation.over_planes(tensors == 1 ? forward_memory(t, sizeof(T), sizeof(A))
+                                       : backward_memory(t, sizeof(T), sizeof(A)),
+                          t.spread == Spread::kCluster);
+    const auto require = [](bool good, const char* what) {
+      if (!good) fibres::report(what);
+    };
+    const auto is_power = [](int n) { return n > 0 && (n & (n - 1)) == 0; };
+    require(is_power(t.teams) && is_power(t.ranks), "teams and ranks must be powers of two");
+    require(t.threads() % static_cast<int>(kWarp) == 0, "part of a warp");
+    require(t.slots() * t.warp_ranks() == t.ranks, "ranks that are in no warp's sum");
+    require(t.items * int64_t{t.ranks} >= t.span, "vectors that no thread has");
+    require(t.chunks * t.span >= t.count && t.slabs * t.planes() >= call->channels, "planes left out");
+    require((t.slabs - 1) * t.planes() < call->channels, "empty slabs");
+    require(t.spread == Spread::kSplit || t.chunks <= kMaxCluster, "too large a cluster");
+    require((t.spread == Spread::kBlock) <= (t.chunks == 1), "a block without all of its planes");
+    require(t.slabs * t.chunks < int64_t{1} << 31, "too many blocks");
+    require(static_cast<int64_t>(t.threads()) * t.items * t.width * int64_t{sizeof(T)} < int64_t{1} << 31,
+            "offsets in shared memory beyond 32 bits");
+  });
 }

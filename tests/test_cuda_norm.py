@@ -52,7 +52,7 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     library = compile_for_host(
         Path(__file__).parent / "cuda_norm.cpp", tmp_path_factory.mktemp("cuda")
     )
-    library.norm.restype = ctypes.c_char_p
+    library.norm.restype = library.tile.restype = ctypes.c_char_p
     return library
 
 
@@ -258,3 +258,52 @@ def test_large_batches_and_tables(library):
     for columns in (2, 3):
         x, labels, weight, grad_y = inputs((40, 70, 2, 2), columns=columns)
         assert_right(library, x, labels, weight, grad_y, device=SMALL, max_blocks_y=3)
+
+
+# --- tilings ----------------------------------------------------------------------------------------
+
+
+def tiling(library, shape, *, dtype=torch.bfloat16, last=True, columns=2, device=H200, tensors=1):
+    """Spread, vector, teams, ranks, items, chunks; asserts that every vector has a thread and the launch is legal."""
+    n, channels, *spatial = shape
+    call = Call(samples=n, channels=channels, spatial=torch.Size(spatial).numel())
+    call.contiguous, call.dtype, call.aligned = not last, DTYPES.index(dtype), True
+    call.rows, call.columns, call.max_blocks_y = K, columns * channels, 65535
+    call.multiprocessors, call.shared_memory, call.clusters = device
+    problem = library.tile(ctypes.byref(call), ctypes.c_int64(tensors)).decode()
+    assert not problem, (problem, shape, dtype, last, device, list(call.tiling))
+    return list(call.tiling)
+
+
+def test_every_tiling_can_be_launched(library):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4000):
+        sizes = (2 ** (torch.rand(4, generator=generator) * torch.tensor([9, 11, 9, 9]))).int()
+        kinds = torch.randint(0, 2**31 - 1, (5,), generator=generator).tolist()
+        tiling(
+            library,
+            [
+                size * (8 if kinds[0] % 2 and i in (1, 3) else 1)
+                for i, size in enumerate(sizes.tolist())
+            ],
+            dtype=(torch.float32, torch.bfloat16, torch.float64)[kinds[1] % 3],
+            last=bool(kinds[2] % 2),
+            columns=2 + kinds[3] % 2,
+            device=(H200, A100, (128, 101376, 0), SMALL_CLUSTERS)[kinds[4] % 4],
+            tensors=1 + kinds[4] // 4 % 2,
+        )
+    for shape in ((2**33, 3, 1, 1), (1, 2**30, 1, 1), (1, 3, 2**17, 2**17), (2**20, 64, 16, 16)):
+        for last in (False, True):
+            tiling(library, shape, last=last)
+
+
+def test_tilings_of_the_network(library):
+    """By hand: where a batch fills the device, a block has 64 bytes of channels, and up to 64 KiB."""
+    assert tiling(library, (256, 128, 32, 32)) == [BLOCK, 8, 4, 64, 16, 1]
+    assert tiling(library, (256, 128, 32, 32), last=False) == [BLOCK, 8, 8, 32, 4, 1]
+    assert tiling(library, (256, 128, 32, 32), tensors=2) == [CLUSTER, 8, 4, 64, 8, 2]
+    assert tiling(library, (256, 128, 64, 64)) == [CLUSTER, 8, 4, 64, 16, 4]
+    assert tiling(library, (256, 128, 64, 64), device=A100)[0] == SPLIT
+    # One image: planes are cut, so that more of the device reads.
+    assert tiling(library, (1, 128, 32, 32)) == [CLUSTER, 8, 4, 32, 4, 8]
+    assert tiling(library, (1, 128, 32, 32), last=False) == [BLOCK, 8, 1, 32, 4, 1]

@@ -115,9 +115,10 @@ inline PlaneTiling tile_planes(const Geometry& g, bool last, int width, int elem
   const int64_t few_teams =
       std::min<int64_t>(std::max(rule.slab_bytes / (width * element_size), 1), most_teams);
   const int64_t bytes = few_teams * width * element_size * tensors;  // of the slab's vectors at one position
-  const int64_t scratch = 24 * 1024;  // more than the sums, the planes' numbers and rounding up take
-  const int64_t most_vectors = (device.shared_memory - scratch) / bytes;
-  const int64_t preferred_vectors = std::min(rule.preferred_tile / bytes, most_vectors);
+  constexpr int64_t kScratch = 24 * 1024;  // more than the sums, the planes' numbers and rounding up take
+  const int64_t most_tile = device.shared_memory - kScratch;
+  const int64_t preferred_tile = std::min(rule.preferred_tile, most_tile);
+  const int64_t most_vectors = most_tile / bytes, preferred_vectors = preferred_tile / bytes;
 
   // Vectors of one element are the exception: correct, and not worth more kernels.
   const bool clusters = whole && device.clusters && width > 1;
@@ -144,7 +145,7 @@ inline PlaneTiling tile_planes(const Geometry& g, bool last, int width, int elem
   t.items = static_cast<int>(divide_up(t.span, t.ranks));
   // Wide slabs only of small planes, and only if there are samples enough.
   while (t.teams > few_teams &&
-         (t.tile_bytes(element_size, tensors) > rule.preferred_tile / 2 ||
+         (t.tile_bytes(element_size, tensors) > preferred_tile / 2 ||
           g.samples * divide_up(columns, t.teams) * chunks < device.multiprocessors)) {
     t.teams /= 2;
   }
