@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "common/philox.h"  // NCSN_HD
 
@@ -84,6 +85,64 @@ struct DeviceThread {
   }
 };
 
+// Memory access is spelled as integers of the vector's size, and a store of 16 bytes as what the hardware calls it: else
+// the compiler takes vectors apart here and there.
+template <int bytes>
+struct Word;
+template <>
+struct Word<1> {
+  using type = uint8_t;
+};
+template <>
+struct Word<2> {
+  using type = uint16_t;
+};
+template <>
+struct Word<4> {
+  using type = uint32_t;
+};
+template <>
+struct Word<8> {
+  using type = uint64_t;
+};
+#if defined(__CUDACC__)
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+#else
+template <>
+struct Word<16> {
+  struct type {
+    uint64_t words[2];
+  };
+};
+#endif
+
+template <typename T, int W>
+NCSN_HD Vec<T, W> load(const T* from) {
+  const auto word = *reinterpret_cast<const typename Word<sizeof(Vec<T, W>)>::type*>(from);
+  Vec<T, W> value;
+  memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+// A vector of 16 bytes goes to global memory; copy_in is for the shared one.
+template <typename T, int W>
+NCSN_HD void store(T* to, const Vec<T, W>& value) {
+  typename Word<sizeof(Vec<T, W>)>::type word;
+  memcpy(&word, &value, sizeof word);
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof word == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+    return;
+  }
+#endif
+  *reinterpret_cast<decltype(word)*>(to) = word;
+}
+
 // Starts the copy of one vector from global memory to shared memory that only this thread uses.
 template <typename T, int W>
 NCSN_HD void copy_in(Vec<T, W>* to, const T* from) {
@@ -94,7 +153,7 @@ NCSN_HD void copy_in(Vec<T, W>* to, const T* from) {
     return;
   }
 #endif
-  *to = *reinterpret_cast<const Vec<T, W>*>(from);
+  store(to->v, load<T, W>(from));
 }
 
 // Waits for the copies that this thread has started.
@@ -102,16 +161,6 @@ NCSN_HD void wait_for_copies() {
 #if defined(__CUDA_ARCH__)
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
-}
-
-template <typename T, int W>
-NCSN_HD Vec<T, W> load(const T* from) {
-  return *reinterpret_cast<const Vec<T, W>*>(from);
-}
-
-template <typename T, int W>
-NCSN_HD void store(T* to, const Vec<T, W>& value) {
-  *reinterpret_cast<Vec<T, W>*>(to) = value;
 }
 
 }  // namespace ncsn

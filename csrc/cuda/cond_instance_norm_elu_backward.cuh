@@ -129,11 +129,13 @@ NCSN_HD void norm_backward_block(const NormBackwardArgs<T>& a, const Thread& thr
     }
     if (a.elu) {
       for (int i = 0; i < part.items; ++i) {
-        add_gradients<true>(own_grad[i * threads], own_x[i * threads], norm, totals);
+        add_gradients<true>(load<T, W>(own_grad[i * threads].v),
+                            load<T, W>(own_x[i * threads].v), norm, totals);
       }
     } else {
       for (int i = 0; i < part.items; ++i) {
-        add_gradients<false>(own_grad[i * threads], own_x[i * threads], norm, totals);
+        add_gradients<false>(load<T, W>(own_grad[i * threads].v),
+                            load<T, W>(own_x[i * threads].v), norm, totals);
       }
     }
     sum_in_warps(tiling, part, thread, totals, sums);
@@ -189,7 +191,8 @@ NCSN_HD void norm_backward_block(const NormBackwardArgs<T>& a, const Thread& thr
     }
     T* const grad_x = a.grad_x + begin;
     for (int i = 0; i < part.items; ++i) {
-      const Vec<T, W> grad_y = own_grad[i * threads], x = own_x[i * threads];
+      const Vec<T, W> grad_y = load<T, W>(own_grad[i * threads].v);
+      const Vec<T, W> x = load<T, W>(own_x[i * threads].v);
       store(grad_x + i * part.stride,
             a.elu ? gradient_of_x<true>(grad_y, x, norm, average, slope, through_mean)
                   : gradient_of_x<false>(grad_y, x, norm, average, slope, through_mean));

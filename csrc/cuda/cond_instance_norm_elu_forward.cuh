@@ -73,7 +73,7 @@ NCSN_HD void norm_forward_block(const NormForwardArgs<T>& a, const Thread& threa
 
     A first[1][kPlanes] = {};
     for (int i = 0; i < part.items; ++i) {
-      const Vec<T, W> x = own[i * threads];
+      const Vec<T, W> x = load<T, W>(own[i * threads].v);
 #pragma unroll
       for (int j = 0; j < W; ++j) first[0][kPlanes == 1 ? 0 : j] += static_cast<A>(x.v[j]);
     }
@@ -88,7 +88,7 @@ NCSN_HD void norm_forward_block(const NormForwardArgs<T>& a, const Thread& threa
 #pragma unroll
     for (int p = 0; p < kPlanes; ++p) centre[p] = numbers[mine + p];
     for (int i = 0; i < part.items; ++i) {
-      const Vec<T, W> x = own[i * threads];
+      const Vec<T, W> x = load<T, W>(own[i * threads].v);
 #pragma unroll
       for (int j = 0; j < W; ++j) {
         const int p = kPlanes == 1 ? 0 : j;
@@ -169,11 +169,13 @@ NCSN_HD void norm_forward_block(const NormForwardArgs<T>& a, const Thread& threa
     T* const y = a.y + begin;
     if (a.elu) {
       for (int i = 0; i < part.items; ++i) {
-        store(y + i * part.stride, normalised<true>(own[i * threads], centre, scale, shift));
+        const Vec<T, W> x = load<T, W>(own[i * threads].v);
+        store(y + i * part.stride, normalised<true>(x, centre, scale, shift));
       }
     } else {
       for (int i = 0; i < part.items; ++i) {
-        store(y + i * part.stride, normalised<false>(own[i * threads], centre, scale, shift));
+        const Vec<T, W> x = load<T, W>(own[i * threads].v);
+        store(y + i * part.stride, normalised<false>(x, centre, scale, shift));
       }
     }
     thread.sync();  // before the next sample: its copies begin at once, its numbers follow

@@ -8,9 +8,8 @@
 
 #pragma once
 
-#include <algorithm>
+#include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "common/dtype.h"
 #include "cuda/block.cuh"
@@ -131,8 +130,7 @@ NCSN_HD double max_or_nan(double a, double b) { return a > b || a != a ? a : b; 
 template <typename T>
 NCSN_HD T pool_border(bool zero) {
   using A = Accumulator<T>;
-  constexpr A kInfinity = std::numeric_limits<A>::infinity();
-  return static_cast<T>(zero ? A(0) : -kInfinity);
+  return static_cast<T>(zero ? A(0) : -static_cast<A>(INFINITY));
 }
 
 template <typename T>
