@@ -8,12 +8,15 @@ are in test_cuda.py.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import philox_oracle as oracle
@@ -21,11 +24,10 @@ import pytest
 import tolerances
 import torch
 
+from ncsn_fast.ops import extension
+
 CSRC = Path(__file__).parents[1] / "csrc"
 INCLUDE = Path(torch.__file__).parent / "include"
-ARCHITECTURES = ("80", "90")
-SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
-VECTORISED = [p for p in SOURCES if p.stem in ("langevin_step", "philox")]
 
 EMULATION = """
 #include "cuda/langevin_step.cuh"
@@ -315,72 +317,123 @@ def find_tool(name: str) -> str | None:
     return next(iter(found), shutil.which(name))
 
 
-@pytest.fixture(scope="module", params=SOURCES, ids=lambda path: path.stem)
-def compiled(request, tmp_path_factory) -> tuple[Path, str]:
-    """The object of one source for all architectures, and ptxas's report."""
-    nvcc = find_tool("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc (CUDA_HOME, /usr/local/cuda or the path)")
-    target = tmp_path_factory.mktemp("cuda") / f"{request.param.stem}.o"
-    flags = ["-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "-DTORCH_STABLE_ONLY", "-Xptxas=-v"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-Xcompiler=-fPIC"]
-    flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    command = [nvcc, *flags, f"-I{CSRC}", f"-isystem={INCLUDE}", "-c", request.param, "-o", target]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "warning" not in result.stderr, result.stderr
-    return target, result.stderr
+# Kernels of each name in the library, for one architecture.
+KERNELS = {
+    "langevin_step_kernel": 12,  # three ways to reach the elements, four types of the score
+    "philox_kernel": 3,
+    # Two layouts; 16 bytes, as clusters or not, or one element, and that alone for float64.
+    "norm_forward_kernel": 20,
+    "norm_backward_kernel": 20,
+    "norm_apply_kernel": 14,
+    "norm_backward_apply_kernel": 14,
+    "affine_kernel": 2,
+    "gradient_kernel": 2,
+    "grad_weight_kernel": 2,
+    # One element, for four types; 16 bytes along rows or across channels, for three.
+    "pool_forward_kernel": 10,
+    "pool_choice_kernel": 10,
+    "pool_gather_kernel": 10,
+}
 
 
-def short_name(mangled: str) -> str:
-    """``langevin_step_kernel<vector> float`` of a mangled name: the access, the score's type."""
-    kernel = re.search(r"(?<=\d)([a-z_]+_kernel)", mangled)
-    access = re.search(r"AccessE(\d)", mangled)
-    if not kernel or not access:
-        return mangled
-    score = next((t for t in ("BFloat16", "Half") if t in mangled), None)
-    score = score or ("double" if "Ed" in mangled else "float" if "Ef" in mangled else "")
-    return f"{kernel[1]}<{('vector', 'channel minor', 'generic')[int(access[1])]}> {score}".strip()
+class Kernel(NamedTuple):
+    """A kernel in the built library, for one architecture."""
+
+    arch: str
+    name: str  # as the compiler knows it
+    stem: str
+    registers: int
+    stack: int  # bytes; spilled registers lie there
+    shared: int
+
+    @property
+    def vectors(self) -> bool:
+        """Whether its accesses are of 16 bytes, wherever it reads or writes planes."""
+        width = re.search(r"Li(\d+)E", self.name)
+        return "AccessE0" in self.name or (width is not None and int(width[1]) > 1)
 
 
-def resources(report: str) -> dict[tuple[str, str], tuple[int, int, int, int]]:
-    """(kernel, architecture) to registers and bytes of shared memory, of spills, of stack."""
-    table = {}
-    for block in report.split("Compiling entry function")[1:]:
-        name, arch = re.search(r"'(\S+)' for 'sm_(\d+)'", block).groups()
-        frame = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-        stack, stores, loads = map(int, re.search(frame, block).groups())
-        registers = int(re.search(r"Used (\d+) registers", block)[1])
-        shared = re.search(r"(\d+) bytes smem", block)
-        row = (registers, int(shared[1]) if shared else 0, stores + loads, stack)
-        table[short_name(name), arch] = row
-    return table
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """The CUDA library, built with the package."""
+    spec = importlib.util.find_spec("ncsn_fast._C_cuda")
+    if spec is None:
+        pytest.skip("the CUDA library is not built (NCSN_FAST_BUILD=cuda)")
+    return Path(spec.origin)
 
 
-def test_compiles_without_spills(compiled):
-    table = resources(compiled[1])
-    assert {arch for _, arch in table} == set(ARCHITECTURES)
-    for (kernel, arch), (registers, shared, spilled, stack) in sorted(table.items()):
-        print(f"sm_{arch} {kernel:40} {registers:3} registers, {shared} B shared")
-        assert spilled == 0 and stack == 0, (kernel, arch)
-        # With 64 registers half of an SM's threads are resident: enough to keep its memory busy.
-        assert registers <= 64 or "<generic>" in kernel, (kernel, arch)
-
-
-@pytest.mark.parametrize("compiled", VECTORISED, indirect=True, ids=lambda path: path.stem)
-def test_vector_kernels_move_sixteen_bytes(compiled):
-    cuobjdump = find_tool("cuobjdump")
-    if cuobjdump is None:
+@pytest.fixture(scope="module")
+def cuobjdump() -> str:
+    tool = find_tool("cuobjdump")
+    if tool is None:
         pytest.skip("no cuobjdump (CUDA toolkit, or Triton's wheel)")
-    sass = subprocess.check_output([cuobjdump, "-arch", "sm_90", "-sass", compiled[0]], text=True)
-    kernels = {
-        short_name(name): body
-        for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function :|\Z)", sass, re.S)
+    return tool
+
+
+@pytest.fixture(scope="module")
+def kernels(library, cuobjdump) -> list[Kernel]:
+    usage = subprocess.check_output([cuobjdump, "-res-usage", library], text=True)
+    found = []
+    for part in usage.split("Fatbin elf code:")[1:]:
+        arch = re.search(r"arch = sm_(\w+)", part)[1]
+        line = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+        for name, registers, stack, shared, local in re.findall(line, part):
+            stem = re.search(rf"\d({'|'.join(KERNELS)})I", name)[1]
+            spilled = int(stack) + int(local)
+            found.append(Kernel(arch, name, stem, int(registers), spilled, int(shared)))
+    assert found
+    return found
+
+
+def test_the_library_holds_what_the_build_says(kernels):
+    config = extension.build_config()
+    assert config is not None and config["cuda"] is not None
+    said = {a.removeprefix("sm_") for a in config["cuda_architectures"].split() if "sm_" in a}
+    assert {k.arch for k in kernels} == said
+    for arch in said:
+        assert Counter(k.stem for k in kernels if k.arch == arch) == KERNELS
+
+
+def test_no_kernel_spills(kernels):
+    """Prints the table. What keeps the memory busy by many resident threads has a limit on its registers."""
+    limits = {"langevin_step_kernel": 64, "philox_kernel": 64, "norm_apply_kernel": 80}
+    for k in sorted(kernels):
+        kind = "16 bytes" if k.vectors else "element"
+        print(f"sm_{k.arch:5} {k.stem:28} {kind:9} {k.registers:4} registers, {k.stack} B of stack")
+        assert k.stack == 0, k
+        assert k.registers <= 128, k  # 512 threads of a block
+        if k.vectors and k.stem in limits:
+            assert k.registers <= limits[k.stem], k
+
+
+def test_hot_kernels_move_sixteen_bytes(library, cuobjdump, kernels):
+    """From and to the memory of the tensors, in all kernels made for it; pools also read the pairs beside a vector."""
+    reads = {
+        "langevin_step_kernel": "LDG.E.128",
+        "philox_kernel": None,
+        "norm_forward_kernel": "LDGSTS.E.BYPASS.128",  # to shared memory, past the registers
+        "norm_backward_kernel": "LDGSTS.E.BYPASS.128",
+        "norm_apply_kernel": "LDG.E.128",
+        "norm_backward_apply_kernel": "LDG.E.128",
+        "pool_forward_kernel": "LDG.E.128",
+        "pool_choice_kernel": "LDG.E.128",
+        "pool_gather_kernel": "LDG.E.128",
     }
-    vector = {name: body for name, body in kernels.items() if "<vector>" in name}
-    assert vector
-    for name, body in vector.items():
-        assert "STG.E.128" in body and "STG.E " not in body, name
-        assert "philox_kernel" in name or "LDG.E.128" in body, name
-    for name, body in kernels.items():
-        assert not re.search(r"\b(LDL|STL)\b", body), f"{name} uses local memory"
+    hot = {k.name: k for k in kernels if k.arch == "90" and k.vectors}
+    if not hot:
+        pytest.skip("the library is built without sm_90")
+    sass = subprocess.check_output([cuobjdump, "-arch", "sm_90", "-sass", library], text=True)
+    bodies = dict(re.findall(r"Function : (\S+)(.*?)(?=Function :|\Z)", sass, re.S))
+    assert {k.stem for k in hot.values()} == reads.keys()
+    for name, kernel in hot.items():
+        body, read = bodies[name], reads[kernel.stem]
+        assert read is None or read in body, name
+        if kernel.stem == "pool_choice_kernel":  # a byte for each element
+            assert "STG.E.128" not in body and re.search(r"STG\.E(\.64)? ", body), name
+        else:
+            assert "STG.E.128" in body, name
+        # Vectors are nowhere taken apart: the only narrow stores are a norm's numbers of a plane, float32.
+        assert "STG.E.U" not in body and "LDS.U" not in body, name
+        numbers = {"norm_forward_kernel": 5, "norm_backward_kernel": 4}.get(kernel.stem, 0)
+        if kernel.stem != "pool_choice_kernel":
+            assert body.count("STG.E ") + body.count("STG.E.64") == numbers, name

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
@@ -46,6 +47,19 @@ inline void check_like(const torch::stable::Tensor& t, const torch::stable::Tens
   bool same = t.dim() == x.dim();
   for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == x.size(i);
   STD_TORCH_CHECK(same, name, " must have the shape of x");
+}
+
+// A gradient as dense memory in the layout of x: itself, or a copy.
+inline torch::stable::Tensor in_layout_of(const torch::stable::Tensor& x,
+                                          const torch::stable::Tensor& grad) {
+  bool same = true;
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    same = same && (x.size(i) == 1 || x.stride(i) == grad.stride(i));
+  }
+  if (same) return grad;
+  torch::stable::Tensor copy = torch::stable::empty_like(x);
+  torch::stable::copy_(copy, grad);
+  return copy;
 }
 
 // A pointer to the one element of a tensor on the device of x; null if there is no tensor.

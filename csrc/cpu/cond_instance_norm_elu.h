@@ -19,16 +19,14 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/batch.h"
+#include "common/cond_instance_norm_elu.h"
+#include "common/norm_batch.h"
 #include "cpu/planes.h"
 
 namespace ncsn {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// InstanceNorm++ normalises the channel means with this epsilon, whatever the epsilon of the planes.
-constexpr double kChannelMeanEps = 1e-5;
 
 // Calls f with a null pointer to the element type of a dtype; false if it is none of the floating types.
 template <typename F>
@@ -51,10 +49,6 @@ bool for_floating(ScalarType dtype, const F& f) {
   }
 }
 
-inline ScalarType statistics_dtype(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // Memory that is written before it is read.
 template <typename A>
 std::unique_ptr<A[]> scratch(int64_t n) {
@@ -74,26 +68,9 @@ struct NormArguments {
 };
 
 inline NormArguments norm_arguments(const Tensor& x, const Tensor& labels, const Tensor& weight) {
-  STD_TORCH_CHECK(for_floating(x.scalar_type(), [](auto) {}), "x must be floating point, got ",
-                  torch::headeronly::toString(x.scalar_type()));
-  STD_TORCH_CHECK(x.dim() >= 2, "x must have shape (N, C, *spatial), got ", x.dim(), " axes");
-  const Geometry geometry = planar_geometry(x.sizes().data(), x.dim());
-  STD_TORCH_CHECK(geometry.elements() > 0, "x must have channels and positions");
-  const bool contiguous = is_contiguous(x);
-  STD_TORCH_CHECK(contiguous || is_channels_last(x), "x must be contiguous or channels_last");
-  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long, "labels must be int64, got ",
-                  torch::headeronly::toString(labels.scalar_type()));
-  STD_TORCH_CHECK(labels.dim() == 1 && (labels.size(0) == geometry.samples || labels.size(0) == 1),
-                  "labels must have shape (", geometry.samples, ",) or (1,)");
-  STD_TORCH_CHECK(for_floating(weight.scalar_type(), [](auto) {}),
-                  "weight must be floating point, got ",
-                  torch::headeronly::toString(weight.scalar_type()));
-  STD_TORCH_CHECK(weight.dim() == 2 && (weight.size(1) == 2 * geometry.channels ||
-                                        weight.size(1) == 3 * geometry.channels),
-                  "weight must have shape (K, ", 2 * geometry.channels, ") or (K, ",
-                  3 * geometry.channels, ")");
+  const Geometry geometry = check_norm(x, labels, weight);
   // Planes of one position are consecutive channels, in either layout: a row of lanes holds many of them.
-  NormArguments a = {cut_planes(geometry, !contiguous || geometry.spatial == 1),
+  NormArguments a = {cut_planes(geometry, !is_contiguous(x) || geometry.spatial == 1),
                      std::vector<int64_t>(static_cast<size_t>(geometry.samples)),
                      weight.const_data_ptr(),
                      weight.scalar_type(),

@@ -216,31 +216,11 @@ void backward(const NormArguments& a, const T* grad_y, const T* x, const Arithme
   });
 }
 
-// A gradient as dense memory in the layout of x: itself, or a copy.
-Tensor in_layout_of(const Tensor& x, const Tensor& grad) {
-  bool same = true;
-  for (int64_t i = 0; i < x.dim(); ++i) {
-    same = same && (x.size(i) == 1 || x.stride(i) == grad.stride(i));
-  }
-  if (same) return grad;
-  Tensor copy = torch::stable::empty_like(x);
-  torch::stable::copy_(copy, grad);
-  return copy;
-}
-
-const void* statistics_data(const Tensor& t, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == statistics_dtype(x.scalar_type()) && is_contiguous(t) &&
-                      t.dim() == 2 && t.size(0) == x.size(0) && t.size(1) == x.size(1),
-                  name, " must be what the forward pass returned");
-  return t.const_data_ptr();
-}
-
 std::tuple<Tensor, Tensor> cond_instance_norm_elu_backward(Tensor grad_y, Tensor x, Tensor labels,
                                                            Tensor weight, Tensor mean, Tensor rstd,
                                                            bool elu) {
   const NormArguments a = norm_arguments(x, labels, weight);
-  check_like(grad_y, x, "grad_y");
-  STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type(), "grad_y must have the dtype of x");
+  check_norm_gradient(grad_y, x);
   const void* means = statistics_data(mean, x, "mean");
   const void* rstds = statistics_data(rstd, x, "rstd");
   const Tensor grad = in_layout_of(x, grad_y);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "common/batch.h"
+#include "common/dtype.h"
 #include "cpu/simd.h"
 
 #define NCSN_INLINE inline __attribute__((always_inline))
@@ -646,25 +647,6 @@ void run(const Kernel& kernel) {
 }
 
 // --- the operators --------------------------------------------------------------------------------
-
-template <typename T>
-struct Type {
-  using type = T;
-};
-
-template <typename Call>
-void for_dtype(ScalarType dtype, const Call& call) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return call(Type<float>{});
-    case ScalarType::Double:
-      return call(Type<double>{});
-    case ScalarType::BFloat16:
-      return call(Type<torch::headeronly::BFloat16>{});
-    default:
-      return call(Type<torch::headeronly::Half>{});
-  }
-}
 
 void check(const Tensor& x, const std::string& padding) {
   check_like(x, x, "x");

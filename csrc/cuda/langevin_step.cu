@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "common/batch.h"
+#include "common/dtype.h"
 #include "cuda/langevin_step.cuh"
 #include "cuda/launch.h"
 
@@ -60,16 +61,9 @@ void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double 
       static_cast<uint32_t>(step),
   };
   if (x.numel() == 0) return;
-  switch (batch.score.dtype) {
-    case ScalarType::BFloat16:
-      return launch_langevin_step<torch::headeronly::BFloat16>(args, x);
-    case ScalarType::Half:
-      return launch_langevin_step<torch::headeronly::Half>(args, x);
-    case ScalarType::Double:
-      return launch_langevin_step<double>(args, x);
-    default:
-      return launch_langevin_step<float>(args, x);
-  }
+  for_dtype(batch.score.dtype, [&](auto type) {
+    launch_langevin_step<typename decltype(type)::type>(args, x);
+  });
 }
 
 }  // namespace

@@ -10,23 +10,77 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <cstdint>
+
+#include "cuda/block.cuh"
 #include "cuda/grid.h"
 
 namespace ncsn {
 
-// kernel(args, grid) on the current stream of the tensor's device.
-template <typename Args>
-void launch(const char* name, void (*kernel)(Args, Grid), const Args& args, const Grid& grid,
-            const torch::stable::Tensor& tensor) {
+NCSN_HD DeviceThread this_thread(char* memory) {
+#if defined(__CUDA_ARCH__)
+  return {threadIdx.x, threadIdx.y, blockDim.x, blockDim.y,
+          blockIdx.x,  blockIdx.y,  gridDim.y,  memory};
+#else
+  return {0, 0, 1, 1, 0, 0, 1, memory};
+#endif
+}
+
+extern __shared__ __align__(16) char shared_memory[];
+
+inline void check_cuda(cudaError_t error, const char* what, int device) {
+  STD_TORCH_CHECK(error == cudaSuccess, "ncsn_fast: ", what, " on cuda:", device,
+                  " failed: ", cudaGetErrorString(error));
+}
+
+struct LaunchShape {
+  dim3 blocks, threads;
+  int64_t shared = 0;  // bytes of dynamic shared memory
+  int cluster = 1;     // blocks along x that share theirs
+};
+
+// A number of blocks along x; along y at most CUDA's limit, so that the kernel must loop.
+inline dim3 blocks_of(int64_t x, int64_t y) {
+  STD_TORCH_CHECK(x < (int64_t{1} << 31), "ncsn_fast: too many blocks for one launch: ", x);
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y < kMaxBlocksY ? y : kMaxBlocksY));
+}
+
+// kernel(args...) on the current stream of the tensor's device.
+template <typename... Args>
+void launch(const char* name, void (*kernel)(Args...), const LaunchShape& shape,
+            const torch::stable::Tensor& tensor, const Args&... args) {
+  constexpr int64_t kAlways = 48 * 1024;  // what a block gets unasked
   const auto device = tensor.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  kernel<<<dim3(grid.blocks_x, grid.blocks_y), dim3(grid.threads_x, grid.threads_y), 0,
-           static_cast<cudaStream_t>(stream)>>>(args, grid);
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "ncsn_fast: launching ", name, " on cuda:", device,
-                  " failed: ", cudaGetErrorString(error));
+  if (shape.shared > kAlways) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shape.shared)),
+               name, device);
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.blocks;
+  config.blockDim = shape.threads;
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, args...), name, device);
+  check_cuda(cudaGetLastError(), name, device);
+}
+
+// kernel(args, grid), a thread or several for each group of four elements.
+template <typename Args>
+void launch(const char* name, void (*kernel)(Args, Grid), const Args& args, const Grid& grid,
+            const torch::stable::Tensor& tensor) {
+  launch(name, kernel,
+         {dim3(grid.blocks_x, grid.blocks_y), dim3(grid.threads_x, grid.threads_y)}, tensor, args,
+         grid);
 }
 
 }  // namespace ncsn
