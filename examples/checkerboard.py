@@ -29,10 +29,11 @@ settings = TrainingSettings(iterations=2 if QUICK else 3000, batch_size=512, ema
 model = train(model, data, settings, OUT, overwrite=True)
 
 # %%
-for sampler in ("ald", "pc", "ode"):
-    samples = model.sample(
-        50 if QUICK else 2000, sampler=sampler, n_steps_each=1 if QUICK else 50, seed=0
-    )
+n = 50 if QUICK else 2000
+ladders = {"ald": (10, 100), "pc": (100, 1), "ode": (100, 1)}  # levels, steps at each
+for sampler, (levels, steps) in ladders.items():
+    model.set_sigmas(make_sigmas(5.0, 0.02, levels))  # the network takes any sigma
+    samples = model.sample(n, sampler=sampler, n_steps_each=1 if QUICK else steps, seed=0)
     share = board.is_dark(samples).float().mean()
     print(f"{sampler}: {share:.1%} of the samples in the dark squares")
 
@@ -40,4 +41,5 @@ for sampler in ("ald", "pc", "ode"):
 plots.compare(data, samples, OUT / "samples.png")
 
 # %%
+model.set_sigmas(make_sigmas(5.0, 0.02, 10))
 plots.score_fields(model.score, model.sigmas, data, path=OUT / "fields.png", exact=board.score)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from ncsn_fast import ScoreMLP, demo, toy_demos
+from ncsn_fast import ScoreMLP, cli, demo, toy_demos
 from ncsn_fast.data import load_digits, two_gaussians
 
 FILES = ("samples.png", "annealing.png", "annealing.gif", "loss.png", "checkpoint.pt", "losses.csv")
@@ -81,3 +82,28 @@ def test_the_error_of_the_exact_score_is_zero_and_of_none_is_one():
     assert toy_demos.score_errors(model, x, points.score) == [1.0, 1.0]
     model.score = lambda x, level: points.score(x, float(model.sigmas[level]))
     assert toy_demos.score_errors(model, x, points.score) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["two-gaussians", "checkerboard", "digits"])
+def test_the_command_runs_the_demo_of_the_name(name, tmp_path, monkeypatch):
+    asked = []
+    for module, function, which in (
+        (demo, "run", "digits"),
+        (toy_demos, "run_two_gaussians", "two-gaussians"),
+        (toy_demos, "run_checkerboard", "checkerboard"),
+    ):
+        monkeypatch.setattr(
+            module,
+            function,
+            lambda out, which=which, **options: asked.append((which, out, options)),
+        )
+    monkeypatch.chdir(tmp_path)
+    for arguments in ([name], [name, "--samples", "9", "--out", "here", "--seed", "2"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["demo", *arguments])
+        assert stop.value.code == 0
+    default = "ncsn_demo" if name == "digits" else f"ncsn_demo_{name.replace('-', '_')}"
+    assert asked == [
+        (name, Path(default), {"seed": 0, "iterations": None}),
+        (name, Path("here"), {"seed": 2, "iterations": None, "n_samples": 9}),
+    ]
