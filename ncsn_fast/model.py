@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from . import ops
 from .checks import height_and_width, positive_int
 from .config import NCSNConfig
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
