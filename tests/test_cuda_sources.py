@@ -401,7 +401,8 @@ def test_no_kernel_spills(kernels):
         kind = "16 bytes" if k.vectors else "element"
         print(f"sm_{k.arch:5} {k.stem:28} {kind:9} {k.registers:4} registers, {k.stack} B of stack")
         assert k.stack == 0, k
-        assert k.registers <= 128, k  # 512 threads of a block
+        # Blocks of 512 threads; the pool's have 256.
+        assert k.registers <= (168 if k.stem.startswith("pool") else 128), k
         if k.vectors and k.stem in limits:
             assert k.registers <= limits[k.stem], k
 

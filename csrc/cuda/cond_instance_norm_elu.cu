@@ -16,13 +16,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <typename A>
-__global__ void __launch_bounds__(kMiddleThreads)
+__global__ void __launch_bounds__(kMiddleThreads, 1)
     affine_kernel(const __grid_constant__ MiddleArgs<A> args) {
   affine_block<A>(args, this_thread(shared_memory));
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kMiddleThreads)
+__global__ void __launch_bounds__(kMiddleThreads, 1)
     gradient_kernel(const __grid_constant__ MiddleArgs<A> args) {
   gradient_block<A>(args, this_thread(shared_memory));
 }

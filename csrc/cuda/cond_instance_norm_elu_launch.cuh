@@ -12,7 +12,7 @@ namespace ncsn {
 
 // With 64 registers a block of 256 threads leaves room for three more; with more numbers a thread they would spill.
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, kCluster || kLast ? 1 : 2)
+__global__ void __launch_bounds__(kMaxThreads, W > 1 && !kLast && !kCluster ? 2 : 1)
     norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster>(args, this_thread(shared_memory));
 }
