@@ -36,7 +36,8 @@ bench: $(VENV)/.installed
 	$(BIN)/ncsn-fast bench --quick --minutes 8 --out $(RESULTS)
 
 report: $(VENV)/.installed
-	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json --document README.md --document docs/performance.md
+	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json \
+		--document README.md --document docs/performance.md --document docs/examples.md
 
 # A build of its own, with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first error.
 # Python is not built with them, so their library is preloaded (with the C++ library, whose exceptions it watches); and

@@ -45,19 +45,21 @@ class Sources:
     Attributes:
         runs: benchmark results by the names of their files, CPUs first.
         demo: the numbers of the digits demo.
+        points: those of the demos on points in the plane, by the names of their files.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
     demo: dict[str, Any] | None = None
+    points: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, files: Iterable[Path]) -> Sources:
-        """Takes each .json for what it holds; what is neither results nor the demo's is left out.
+        """Takes each .json for what it holds; what is neither results nor a demo's is left out.
 
         Raises:
             ValueError: a file is no JSON, or is damaged; names it.
         """
-        results, demo = [], None
+        results, demo, points = [], None, {}
         for path in files:
             if path.suffix != ".json":
                 continue
@@ -69,7 +71,9 @@ class Sources:
                 results.append(path)
             elif isinstance(held, dict) and "frechet_samples" in held:
                 demo = held
-        return cls(load_runs(results), demo)
+            elif isinstance(held, dict) and "relative_error_by_level" in held:
+                points[path.stem] = held
+        return cls(load_runs(results), demo, points)
 
 
 def demo(sources: Sources) -> str:
@@ -92,6 +96,34 @@ def demo(sources: Sources) -> str:
         "`benchmarks/results/demo-digits.json`)"
     )
     return f"{table(('', *distances), rows)}\n\n{facts}"
+
+
+SHARES = {
+    "mode_weights": "samples nearest to either Gaussian",
+    "share_in_dark_squares": "samples in the dark squares",
+}
+
+
+def points(sources: Sources) -> str:
+    """For each demo on points: the learned score's relative error by level, and where the samples lie."""
+    parts = []
+    for name, run in sorted(sources.points.items()):
+        header = ["sigma", *(f"{sigma:.3g}" for sigma in run["sigmas"])]
+        row = ["error of the score", *(f"{error:.1%}" for error in run["relative_error_by_level"])]
+        parts += [table(header, [row])]
+        for key, meaning in SHARES.items():
+            if key in run:
+                shares = run[key], run[f"{key}_of_data"]
+                ours, data = (
+                    ", ".join(f"{share:.1%}" for share in (of if isinstance(of, list) else [of]))
+                    for of in shares
+                )
+                parts += [
+                    f"({run['samples']} {meaning}: {ours}; of the data: {data}. Trained in "
+                    f"{run['training_seconds']:.0f} s, sampled in {run['sampling_seconds']:.1f} s; "
+                    f"`benchmarks/results/{name}.json`)"
+                ]
+    return "\n\n".join(parts) or "Not measured yet."
 
 
 def langevin(sources: Sources) -> str:
@@ -169,6 +201,7 @@ def _source(name: str, run: Run) -> str:
 Block = Callable[[Sources], str]
 BLOCKS: dict[str, Block] = {
     "demo": demo,
+    "points": points,
     "langevin": langevin,
     "summary": summary,
     "norm": _cases(lambda r: r.group == "cond_instance_norm_elu", by_layout=True),

@@ -233,7 +233,7 @@ def test_fill_changes_blocks_alone_and_is_idempotent():
 
 
 def test_an_unknown_block_is_refused_with_those_that_are_known():
-    with pytest.raises(ValueError, match="'norms'.*demo, langevin, summary"):
+    with pytest.raises(ValueError, match="'norms'.*demo, points, langevin, summary"):
         documents.fill(block("norms"), documents.Sources())
     with pytest.raises(ValueError, match="'norm' does not end"):
         documents.fill("<!-- begin norm -->\n", documents.Sources())
@@ -256,6 +256,18 @@ def test_the_demo_block():
     assert "1000 training steps in 329 s, sampled in 24 s; Some CPU, 2 threads" in text
     with pytest.raises(ValueError, match="resumed"):
         documents.demo(documents.Sources(demo=DEMO | {"resumed": True}))
+
+
+def test_the_points_block():
+    run = {"sigmas": [5.0, 0.02], "relative_error_by_level": [0.025, 0.36], "samples": 2000}
+    run |= {"training_seconds": 31.4, "sampling_seconds": 2.04}
+    board = {"share_in_dark_squares": 0.951, "share_in_dark_squares_of_data": 1.0}
+    modes = {"mode_weights": [0.515, 0.485], "mode_weights_of_data": [0.5, 0.5]}
+    held = documents.Sources(points={"demo-b": run | modes, "demo-a": run | board})
+    first, second = documents.points(held).split("demo-a.json")
+    assert lines(first)[:3:2] == ["sigma|5|0.02", "error of the score|2.5%|36.0%"]
+    assert "2000 samples in the dark squares: 95.1%; of the data: 100.0%" in first
+    assert "either Gaussian: 51.5%, 48.5%; of the data: 50.0%, 50.0%" in second
 
 
 def test_the_langevin_block_is_of_a_cpu():
@@ -345,6 +357,7 @@ def results(tmp_path):
     save(run(gpu), folder / "a-gpu.json")
     save(run(cpu), folder / "cpu.json")
     (folder / "demo-digits.json").write_text(json.dumps(DEMO))
+    (folder / "demo-points.json").write_text('{"relative_error_by_level": [0.1]}')
     (folder / "a-gpu-info.json").write_text('{"devices": []}')
     (folder / "a-gpu-check.json").write_text('{"build": {"status": 0}}')
     return folder
@@ -361,6 +374,7 @@ def test_sources_are_told_by_what_they_hold(results):
     held = documents.Sources.load(sorted(results.iterdir()))
     assert list(held.runs) == ["cpu", "a-gpu"]  # CPUs first
     assert held.demo["samples"] == 100
+    assert list(held.points) == ["demo-points"]
     (results / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="broken.json"):
         documents.Sources.load(results.glob("*.json"))
