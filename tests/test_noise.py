@@ -92,7 +92,7 @@ def test_statistics_of_a_million():
 _LEVEL = """
 import sys, numpy as np, philox_oracle as oracle
 from ncsn_fast import ops
-from ncsn_fast.ops import extension
+from ncsn_fast.ops import extension, schema
 counter = dict(seed=99, step=4, sample_offset=2, stream=1)
 normal = ops.philox_normal((3, 1001), **counter, backend="native").numpy()
 assert np.abs(normal - oracle.normal((3, 1001), **counter)).max() < 2e-6
@@ -137,3 +137,9 @@ def test_simd_levels_agree_to_the_bit():
 def test_bad_arguments(change, error, message):
     with pytest.raises(error, match=message):
         ops.philox_normal(**{"shape": (2, 8), "seed": 0} | change)
+
+
+def test_no_operator_takes_a_string():
+    """The stable ABI leaks a string argument at every call."""
+    for name, text in schema.SCHEMAS.items():
+        assert "str " not in text, name

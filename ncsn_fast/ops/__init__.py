@@ -30,7 +30,7 @@ from .checks import (
 )
 from .dispatch import layout_of, select, select_convolution, set_backend, use_backend
 from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
-from .schema import PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
+from .schema import PADDINGS, PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
 
 __all__ = [
     "STREAM_INIT",
@@ -139,7 +139,7 @@ def max_pool5(x: Tensor, *, padding: str = "neg_inf", backend: str | None = None
         return reference.max_pool5(x, padding)
     if _needs_gradient(x):
         return autograd.MaxPool5.apply(x, padding, chosen)
-    return operator("max_pool5", chosen)(x, padding)
+    return operator("max_pool5", chosen)(x, PADDINGS[padding])
 
 
 def norm_elu_conv3x3(

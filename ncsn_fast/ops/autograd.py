@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from . import reference
-from .schema import operator
+from .schema import PADDINGS, operator
 
 
 def reference_vjp(
@@ -124,7 +124,7 @@ class MaxPool5(Function):
     def forward(ctx: FunctionCtx, x: Tensor, padding: str, backend: str) -> Tensor:
         ctx.save_for_backward(x)
         ctx.settings = (padding, backend)
-        return operator("max_pool5", backend)(x, padding)
+        return operator("max_pool5", backend)(x, PADDINGS[padding])
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -132,7 +132,8 @@ class MaxPool5(Function):
             grad_x = MaxPool5Backward.apply(grad_y, *ctx.saved_tensors, *ctx.settings)
         else:
             padding, backend = ctx.settings
-            grad_x = operator("max_pool5_backward", backend)(grad_y, *ctx.saved_tensors, padding)
+            backward = operator("max_pool5_backward", backend)
+            grad_x = backward(grad_y, *ctx.saved_tensors, PADDINGS[padding])
         return grad_x, None, None
 
 
@@ -143,7 +144,7 @@ class MaxPool5Backward(Function):
     def forward(ctx: FunctionCtx, grad_y: Tensor, x: Tensor, padding: str, backend: str) -> Tensor:
         ctx.save_for_backward(grad_y, x)
         ctx.padding = padding
-        return operator("max_pool5_backward", backend)(grad_y, x, padding)
+        return operator("max_pool5_backward", backend)(grad_y, x, PADDINGS[padding])
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
