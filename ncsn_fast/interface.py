@@ -167,7 +167,8 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
     ) -> Tensor | tuple[Tensor, Tensor]:
         r"""Draw samples along the ladder.
 
-        The model is in evaluation mode meanwhile; every module has its own mode back afterwards. What of the network depends on sigma alone is computed once for each level, not at each step.
+        The model is in evaluation mode meanwhile; every module has its own mode back afterwards. What of the network
+        depends on sigma alone is computed once for each level, not at each step.
 
         Args:
             n_samples: how many.
@@ -182,8 +183,8 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
             clip: clamp to ``[-clip, clip]``: with ``"ald"`` after every step, otherwise at the end.
             denoise: end with one step to the expected clean sample.
             init: where to start, ``(n_samples, *sample_shape)``; not modified.
-            init_dist: without ``init``, start from ``"prior"`` :math:`N(0, \sigma_1^2 I)` (``None``); with ``"ald"`` also
-                from ``"normal"`` N(0, I) or ``"uniform"`` U(-1, 1).
+            init_dist: without ``init``, start from ``"prior"`` :math:`N(0, \sigma_1^2 I)` (``None``); with
+                ``"ald"`` also from ``"normal"`` N(0, I) or ``"uniform"`` U(-1, 1).
             seed, sample_offset: as in :meth:`NCSN.sample`; sample i of a seed is the same whatever the batch.
             options: further arguments of the sampler, such as ``snr``, ``callback`` or ``verbose``.
 

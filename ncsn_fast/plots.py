@@ -374,6 +374,11 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> np.ndarray:
     return figure.subplots(rows, columns, squeeze=False)
 
 
+def require() -> None:
+    """ImportError, which says what to install, if matplotlib is missing: before work whose end is a plot."""
+    _figure((1, 1))
+
+
 def _figure(size: tuple[float, float]) -> Any:
     """A figure of matplotlib itself: pyplot would keep state and might look for a display."""
     try:
