@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from . import ops
+from .progress import progress
 from .schedules import check_sigmas
 
 # At most, in one graph: a replay costs little beside them, and a capture is soon paid for.
@@ -106,7 +106,7 @@ class Chain:
             raise ValueError(f"return_intermediates must be at least 1, got {self.every}")
         self.states: Tensor | None = None
         self._score = score
-        self._sums = torch.zeros(0)
+        self._sums = torch.zeros(0, dtype=torch.float32, device=self.x.device)
         self._normal, self._zeros = torch.zeros_like(self.x), torch.zeros_like(self.x)
         self._known = None if known is None and mask is None else self._check_known(known, mask)
         self._sigmas = self.table(self.sigmas)
@@ -117,7 +117,7 @@ class Chain:
 
     def table(self, values: Iterable[float]) -> Tensor:
         """A number for each level, where the state is; :meth:`Now.of` reads it."""
-        return torch.tensor(list(values), dtype=torch.float32).to(self.x.device)
+        return torch.tensor(list(values), dtype=torch.float32, device="cpu").to(self.x.device)
 
     def score(self, now: Now) -> Tensor:
         """The score at the state. To be called once in every update."""
@@ -159,13 +159,13 @@ class Chain:
             ScoreError: the score was not finite.
         """
         total = sum(map(len, updates))
-        self._sums = self._sums.new_zeros(total + 1, device=self.x.device)
+        self._sums = self._sums.new_zeros(total + 1)
         if self.every is not None:
             self.states = self.x.new_empty((total // self.every, *self.x.shape))
         # Not an attribute: a cycle would keep the graphs' memory until the garbage collector comes by.
         steps = GraphedSteps(self._take, self.x.device) if self._graphed else Steps(self._take)
         done = checked = 0
-        bar = tqdm(total=total, desc="sampling", unit="step", disable=not self.verbose)
+        bar = progress(total, shown=self.verbose, desc="sampling", unit="step")
         with bar, torch.cuda.device_of(self.x):  # graphs and streams are made on the device of now
             for level, of_level in enumerate(updates):
                 bar.set_postfix(sigma=f"{self.sigmas[level]:.4g}")
@@ -350,4 +350,4 @@ class Graph:
 
 def draw_seed() -> int:
     """A seed from torch's default CPU generator: ``torch.manual_seed`` governs, no device waits."""
-    return int(torch.randint(2**63 - 1, (1,), device="cpu"))
+    return int(torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu"))

@@ -71,7 +71,7 @@ def estimate_sigma_begin(data: Tensor, *, block: int = 1024) -> float:
     """
     block = positive_int("block", block)
     rows = data.detach().flatten(1).float().split(block) if len(data) > 1 else ()
-    largest = torch.zeros((), device=data.device)
+    largest = torch.zeros((), dtype=torch.float32, device=data.device)
     for i, some in enumerate(rows):
         for others in rows[i:]:
             largest = torch.maximum(largest, torch.cdist(some, others).max())
@@ -185,6 +185,9 @@ def check_sigmas(sigmas: Sequence[float] | Tensor, num_classes: int) -> Tensor:
     """
     try:
         values = torch.as_tensor(sigmas, device="cpu").detach()
+        if values.is_floating_point() and not hasattr(sigmas, "dtype"):
+            # Python numbers: they would be rounded to torch's default dtype.
+            values = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"sigmas must be a tensor or a sequence of numbers, got {sigmas!r}: {error}"

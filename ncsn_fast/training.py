@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from . import ops
 from .checkpoints import (
@@ -45,6 +44,7 @@ from .checkpoints import (
 from .interface import ScoreModel, log_uniform_sigmas
 from .losses import WEIGHTINGS, LearnedWeighting
 from .model import NCSN
+from .progress import progress
 
 LOSSES_NAME = "losses.csv"
 LOSS_COLUMNS = ("step", "loss", "learning_rate")
@@ -241,7 +241,7 @@ def train(
     total = max(settings.iterations, first)
     with (
         _deferred_interrupt() as interrupted,
-        tqdm(total=total, initial=first, desc="training", unit="step", disable=not verbose) as bar,
+        progress(total, shown=verbose, initial=first, desc="training", unit="step") as bar,
     ):
         while step < settings.iterations and not interrupted.is_set():
             rate = settings.lr_at(step)

@@ -13,7 +13,7 @@ import torch
 from tolerances import NORMAL
 
 from ncsn_fast import ops
-from ncsn_fast.ops import extension, reference
+from ncsn_fast.ops import extension, reference, schema
 
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "native"])
 SHAPES = ((3, 3, 8, 8), (2, 5, 7, 9), (1, 1), (5, 1001), (2, 3, 1, 1), (2, 3, 2, 5, 3), (4,))
@@ -92,7 +92,7 @@ def test_statistics_of_a_million():
 _LEVEL = """
 import sys, numpy as np, philox_oracle as oracle
 from ncsn_fast import ops
-from ncsn_fast.ops import extension, schema
+from ncsn_fast.ops import extension
 counter = dict(seed=99, step=4, sample_offset=2, stream=1)
 normal = ops.philox_normal((3, 1001), **counter, backend="native").numpy()
 assert np.abs(normal - oracle.normal((3, 1001), **counter)).max() < 2e-6

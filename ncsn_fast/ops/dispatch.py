@@ -225,7 +225,8 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
     return "reference"
 
 
-_wanted = os.environ.get("NCSN_FAST_BACKEND", "auto")
+# Set to nothing is as good as not set, as of any environment variable.
+_wanted = os.environ.get("NCSN_FAST_BACKEND", "").strip() or "auto"
 try:
     set_backend(_wanted)
 except ValueError as error:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -50,8 +52,24 @@ def status(library: str) -> str | None:
 _LOAD_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
 
 
+def shadowed() -> str | None:
+    """What to do where this package hides another, as a clone's sources do an installed one; None if it hides none."""
+    here = Path(__file__).resolve().parent.parent
+    for entry in sys.path:
+        other = Path(entry, here.name).resolve()
+        if other != here and (other / "__init__.py").is_file():
+            return (
+                f"imported from {here}, which hides the one installed at {other}: run from another folder, "
+                f"by python -P or PYTHONSAFEPATH=1, or install this one by pip install --no-build-isolation -e ."
+            )
+    return None
+
+
 def _load_cpu() -> str | None:
     if importlib.util.find_spec("ncsn_fast._C") is None:
+        hides = shadowed()
+        if hides is not None:
+            return f"the C++ extension is not beside the sources that run: {hides}"
         return f"the C++ extension is not built: with torch installed, {BUILD_COMMAND}"
     try:
         importlib.import_module("ncsn_fast._C")
