@@ -18,6 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from .checks import height_and_width, positive_int
+from .engine import use_graphs
 from .losses import Weighting, score_matching_loss
 from .probability_flow import probability_flow
 from .sampling import INIT_DISTS, SAMPLERS, check_init, draw_seed, initial_state
@@ -186,7 +187,8 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
             init_dist: without ``init``, start from ``"prior"`` :math:`N(0, \sigma_1^2 I)`, ``"normal"`` N(0, I) or
                 ``"uniform"`` U(-1, 1).
             seed, sample_offset: as in :meth:`NCSN.sample`; sample i of a seed is the same whatever the batch.
-            options: further arguments of the sampler, such as ``clip``, ``snr``, ``callback`` or ``verbose``.
+            options: further arguments of the sampler, such as ``clip``, ``snr``, ``callback`` or ``verbose``. On a GPU the
+                steps are replayed from CUDA graphs (not of ``"ode"``) unless ``cuda_graph`` is False.
 
         Returns:
             float32 ``(n_samples, *sample_shape)`` on the network's device, without gradient; with
@@ -231,6 +233,7 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
             options["step_lr"] = default if step_lr is None else step_lr
         elif step_lr is not None:
             raise ValueError(f'sampler "{sampler}" takes no step_lr: give snr')
+        options["cuda_graph"] = use_graphs(weight.device, options.get("cuda_graph"))
         return SAMPLERS[sampler](
             self._ladder_score(),
             init,

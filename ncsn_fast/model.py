@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import ops
 from .checks import height_and_width, positive_int
 from .config import NCSNConfig
+from .engine import use_graphs
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
 from .losses import Weighting, score_matching_loss
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
@@ -359,7 +360,7 @@ class NCSN(
                 known=known,
                 mask=mask,
                 return_intermediates=return_intermediates,
-                cuda_graph=weight.is_cuda if cuda_graph is None else cuda_graph,
+                cuda_graph=use_graphs(weight.device, cuda_graph),
                 **options,
             )
         if clip and sampler != "ald":
