@@ -10,11 +10,14 @@ tensors on the device where they are replayed from a graph.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import TMonitor
 
 from . import ops
 from .progress import progress
@@ -290,6 +293,7 @@ class GraphedSteps:
         self._level_on_host = 0
         self._now = Now(*(torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)))
         self._graphs: dict[tuple[Update, ...], Graph | None] = {}
+        self._called: set[Update] = set()
 
     def now(self, level: int, step: int) -> Now:
         """The device's own count of steps, which is at ``step`` already, with the level set."""
@@ -301,13 +305,14 @@ class GraphedSteps:
     def take(self, updates: tuple[Update, ...], level: int, step: int) -> None:
         now = self.now(level, step)
 
-        def steps() -> None:
+        def steps(around: Callable[[Update], AbstractContextManager] = nullcontext) -> None:
             for update in updates:
-                self._take(update, now)
-                now.step.add_(1)
+                with around(update):
+                    self._take(update, now)
+                    now.step.add_(1)
 
         if updates not in self._graphs:
-            Graph.warm_up(steps)
+            Graph.warm_up(lambda: steps(self._watched))
             self._graphs[updates] = None
             return
         graph = self._graphs[updates]
@@ -315,23 +320,44 @@ class GraphedSteps:
             graph = self._graphs[updates] = Graph(steps)
         graph.replay()
 
+    @contextmanager
+    def _watched(self, update: Update) -> Iterator[None]:
+        """A call before any capture: what is called again must not wait, since a capture cannot."""
+        with waiting_is_an_error() if update in self._called else nullcontext():
+            yield
+        self._called.add(update)
+
 
 class Graph:
-    """Calls captured in a CUDA graph, to be replayed."""
+    """Calls captured in a CUDA graph, to be replayed.
+
+    Raises:
+        RuntimeError: they could not be captured. Stream, random numbers and memory are then as before.
+    """
 
     device_type = "cuda"
 
     def __init__(self, calls: Callable[[], None]) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        current, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+        # A stream of its own: PyTorch's default one is shared by all threads, and lies on the device of its first use.
+        # Thread-local: what other threads do meanwhile, such as pinning memory, must not end the capture.
+        capture = torch.cuda.graph(
+            self._graph,
+            pool=pool,
+            stream=torch.cuda.Stream(),
+            capture_error_mode="thread_local",
+        )
         # What autocast has cast before would be frozen in, and freed with its cache: cast within, once a replay.
         torch.clear_autocast_cache()
         try:
-            with torch.cuda.graph(self._graph):
+            with capture:
                 calls()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"the steps could not be captured in a CUDA graph (cuda_graph=False does without one): {error}"
-            ) from error
+        except BaseException as error:
+            _recover(self._graph, pool, current)
+            if isinstance(error, RuntimeError):
+                raise RuntimeError(NOT_CAPTURED.format(error)) from error
+            raise
         finally:
             torch.clear_autocast_cache()
 
@@ -343,9 +369,59 @@ class Graph:
         """Make the calls, on a side stream, where PyTorch wants what precedes a capture."""
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
-        with torch.cuda.stream(side):
-            calls()
-        current.wait_stream(side)
+        try:
+            with torch.cuda.stream(side):
+                calls()
+        finally:  # also after an error: the memory that the calls used is given out again on the current stream
+            current.wait_stream(side)
+
+
+NOT_CAPTURED = (
+    "the steps could not be captured in a CUDA graph (cuda_graph=False does without one): {}"
+)
+# Graphs whose capture failed: PyTorch's allocators may go on asking them whether they still capture.
+_failed: list[torch.cuda.CUDAGraph] = []
+
+
+def _recover(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    """Undo what a capture leaves behind if it fails: its end is then left halfway by PyTorch."""
+    _failed.append(graph)
+    torch.cuda.set_stream(stream)
+    # The generator's state still counts as being captured; a copy of it does not.
+    generator = torch.cuda.default_generators[stream.device_index]
+    generator.graphsafe_set_state(generator.clone_state())
+    graph.reset()
+    # Allocations on the stream still go to the graph's pool; an error means that they were ended with the capture.
+    for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+        with suppress(RuntimeError):
+            give_back(stream.device_index, pool)
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Within, a call of PyTorch that waits for the GPU raises, as it would in a capture, which cannot go on after it.
+
+    PyTorch's switch holds for the whole process: with other threads, which may wait as they like, nothing is watched.
+    """
+    others = (t for t in threading.enumerate() if t is not threading.current_thread())
+    if not torch.cuda.is_initialized() or not all(isinstance(t, TMonitor) for t in others):
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" in str(error):
+            raise RuntimeError(NOT_CAPTURED.format(error)) from error
+        raise
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def use_graphs(device: torch.device, cuda_graph: bool | None) -> bool:
+    """Whether a network's sampling replays its steps from CUDA graphs: as asked; ``None``: on a CUDA device."""
+    return device.type == "cuda" if cuda_graph is None else cuda_graph
 
 
 def draw_seed() -> int:

@@ -187,6 +187,7 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
                 ``"ald"`` also from ``"normal"`` N(0, I) or ``"uniform"`` U(-1, 1).
             seed, sample_offset: as in :meth:`NCSN.sample`; sample i of a seed is the same whatever the batch.
             options: further arguments of the sampler, such as ``snr``, ``callback`` or ``verbose``.
+                On a GPU the steps are replayed from CUDA graphs (not of ``"ode"``) unless ``cuda_graph`` is False.
 
         Returns:
             float32 ``(n_samples, *sample_shape)`` on the network's device, without gradient; with

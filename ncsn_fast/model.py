@@ -355,7 +355,7 @@ class NCSN(
             known=known,
             mask=mask,
             return_intermediates=return_intermediates,
-            cuda_graph=weight.is_cuda if cuda_graph is None else cuda_graph,
+            cuda_graph=cuda_graph,
         )
 
     @classmethod

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import positive_int, positive_number
+from .engine import use_graphs
 from .probability_flow import probability_flow
 from .sampling import (
     INIT_DISTS,
@@ -204,7 +205,7 @@ def draw(
         init = init.to(memory_format=layout)
     run: dict[str, Any] = {"n_steps_each": n_steps_each, "denoise": denoise, **own, **watched}
     if sampler.of == "level":
-        run |= noise
+        run |= noise | {"cuda_graph": use_graphs(device, options.get("cuda_graph"))}
     if sampler.clips_every_step:
         run["clip"] = clip
     with evaluating(model):

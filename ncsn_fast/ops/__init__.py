@@ -278,13 +278,19 @@ def _convolve(
 
 
 def wants_channels_last(x: Tensor) -> bool:
-    """Whether the convolutions would convert ``x`` to channels_last, and their results back.
+    """Whether the convolutions of a network would convert ``x`` to channels_last, each of them, and its result back.
 
-    A network asks once, and converts its input and its output instead.
+    A network asks once, and converts its input and its output instead. On a CPU our convolution engine wants it; on a
+    GPU the tensor cores do, in half precision. float32 stays as it is there: cuDNN computes it in either layout.
     """
-    if x.device.type != "cpu" or x.is_contiguous(memory_format=torch.channels_last):
+    if x.is_contiguous(memory_format=torch.channels_last):
         return False
-    return select("norm_elu_conv3x3", None, x) == "native"
+    if x.device.type == "cuda":
+        # Autocast leaves float64 alone.
+        cast = torch.is_autocast_enabled("cuda") and x.dtype != torch.float64
+        dtype = torch.get_autocast_dtype("cuda") if cast else x.dtype
+        return dtype in (torch.float16, torch.bfloat16)
+    return x.device.type == "cpu" and select("norm_elu_conv3x3", None, x) == "native"
 
 
 # --- noise and the Langevin update ----------------------------------------------------------------
