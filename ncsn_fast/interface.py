@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .checks import height_and_width, positive_int
 from .losses import Weighting, score_matching_loss
+from .ops.dispatch import values_are_at_hand
 from .samplers import draw
 from .sampling import draw_seed
 from .schedules import check_sigmas
@@ -289,13 +290,12 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
                 f"x must have the dtype of the network's parameters, {weight.dtype}, got {x.dtype}"
             )
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if sigma.dim() > 1 or (sigma.dim() == 1 and len(sigma) not in (1, len(x))):
+        if sigma.dim() > 1 or (sigma.dim() == 1 and sigma.shape[0] not in (1, x.shape[0])):
             raise ValueError(
                 f"sigma must be a number or have shape ({len(x)},) or (1,), got {tuple(sigma.shape)}"
             )
         # On a GPU looking would mean waiting; there a sigma that is not positive gives NaN.
-        look = sigma.device.type == "cpu" and not torch.compiler.is_compiling()
-        if look and not bool((sigma > 0).all()):
+        if values_are_at_hand(sigma) and not bool((sigma > 0).all()):
             raise ValueError("sigma must be positive")
         return sigma.reshape(-1)
 

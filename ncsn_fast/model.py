@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from . import ops
 from .checks import height_and_width, positive_int
 from .config import NCSNConfig
-from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
+from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, convolve, norm_elu_conv
 from .losses import Weighting, score_matching_loss
+from .ops.dispatch import values_are_at_hand
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
 from .samplers import draw, sampled_here
 from .sampling import draw_seed
@@ -168,12 +169,12 @@ class NCSN(
         """
         self._require_sigmas()
         self._check_images(x)
-        labels = self._check_labels(labels, len(x))
+        labels = self._check_labels(labels, x.shape[0])
 
         convert = ops.wants_channels_last(x)
         if convert:  # here and at the end, for all the layers between
             x = x.contiguous(memory_format=torch.channels_last)
-        h = ops.conv3x3(x, self.begin_conv.weight, self.begin_conv.bias)
+        h = convolve(self.begin_conv, x)
         h1 = self.stage1(h, labels)
         h2 = self.stage2(h1, labels)
         h3 = self.stage3(h2, labels)
@@ -324,7 +325,7 @@ class NCSN(
         if sampler == "ald":
             step_lr = STEP_LR if step_lr is None else step_lr
             init_dist = INIT_DIST if init_dist is None else init_dist
-        weight = self.begin_conv.weight
+        weight = self._kernel()
         last = weight.is_contiguous(memory_format=torch.channels_last)
         levels = torch.arange(self.config.num_classes, dtype=torch.int64, device=weight.device)
 
@@ -425,6 +426,10 @@ class NCSN(
     def _notice_sigmas(self) -> None:
         self._sigmas_are_set = not self.sigmas.is_meta and bool((self.sigmas > 0).all())
 
+    def _kernel(self) -> Tensor:
+        """Of a convolution, for the dtype, device and layout of all; a layer may have been replaced."""
+        return next(p for p in self.parameters() if p.ndim == 4 and p.is_floating_point())
+
     def _check_images(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
@@ -436,7 +441,7 @@ class NCSN(
                 f"x must have shape (N, {channels}, H, W) with H and W at least 1, "
                 f"got {tuple(x.shape)}"
             )
-        dtype = self.begin_conv.weight.dtype
+        dtype = self._kernel().dtype
         if x.dtype != dtype and (
             x.dtype == torch.float64  # which autocast leaves alone
             or not torch.is_autocast_enabled(x.device.type)
@@ -452,13 +457,12 @@ class NCSN(
             raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
         if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
             raise TypeError(f"labels must be integers, got {labels.dtype}")
-        if labels.ndim != 1 or len(labels) not in (1, n):
+        if labels.ndim != 1 or labels.shape[0] not in (1, n):
             raise ValueError(f"labels must have shape ({n},) or (1,), got {tuple(labels.shape)}")
         labels = labels.long()
-        # In a compiled graph the range is the operators' business, as it is on the GPU.
-        look = labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling()
-        # While sampling, whose labels are right, no look at them each step.
-        if look and not sampled_here(self):
+        # Where the values cannot be seen, the range is the operators' business, as it is on the GPU.
+        # While sampling the labels are right by construction, and are not looked at in each step.
+        if values_are_at_hand(labels) and labels.numel() and not sampled_here(self):
             low, high = (bound.item() for bound in labels.aminmax())
             if low < 0 or high >= self.config.num_classes:
                 raise IndexError(

@@ -28,7 +28,14 @@ from .checks import (
     names,
     overlaps_itself,
 )
-from .dispatch import layout_of, select, select_convolution, set_backend, use_backend
+from .dispatch import (
+    layout_of,
+    select,
+    select_convolution,
+    set_backend,
+    transform,
+    use_backend,
+)
 from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from .schema import PADDINGS, PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
 
@@ -51,8 +58,7 @@ __all__ = [
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
-    # In forward mode an operator would drop the tangents in silence; the autograd.Function raises.
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:  # where a tensor may have a tangent
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -283,6 +289,8 @@ def wants_channels_last(x: Tensor) -> bool:
     A network asks once, and converts its input and its output instead. On a CPU our convolution engine wants it; on a
     GPU the tensor cores do, in half precision. float32 stays as it is there: cuDNN computes it in either layout.
     """
+    if transform() is not None:
+        return False
     if x.is_contiguous(memory_format=torch.channels_last):
         return False
     if x.device.type == "cuda":

@@ -29,8 +29,8 @@ _kernels: dict[tuple[str, str, str], bool] = {}  # asked only once the library i
 _lock = threading.Lock()
 
 
-def _constant(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
-    """Lets torch.compile call the function while it traces, and take its answer as a constant.
+def constant(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
+    """Lets torch.compile call the function while it traces, and take its answer as a constant, without a guard.
 
     ``torch.compiler.assume_constant_result`` does the same, and imports the whole compiler for it.
     """
@@ -38,7 +38,7 @@ def _constant(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
     return function
 
 
-@_constant
+@constant
 def status(library: str) -> str | None:
     """None if the kernel library (``"cpu"``, ``"cuda"`` or ``"triton"``) is loaded, else the reason why it is not."""
     if library not in _status:
@@ -136,7 +136,7 @@ def build_config() -> dict[str, object] | None:
     return dict(importlib.import_module("ncsn_fast._C").build_config())
 
 
-@_constant
+@constant
 def has_kernel(op: str, backend: str, device_type: str) -> bool:
     """Whether the backend's loaded library implements the operator for the device type."""
     key = (op, backend, device_type)
