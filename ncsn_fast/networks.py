@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .checks import positive_int
 from .embeddings import SigmaEmbedding
 from .interface import SigmaConditioned, plain_ladder
+from .ranges import IMAGE_RANGE
 
 # --- points ---------------------------------------------------------------------------------------
 
@@ -228,6 +229,8 @@ class ScoreCNN(SigmaConditioned):
     Shape:
         x ``(N, in_channels, H, W)``, sigma a number, 0-d, ``(1,)`` or ``(N,)`` -> the shape of x.
     """
+
+    data_range = IMAGE_RANGE
 
     def __init__(
         self,
