@@ -19,9 +19,9 @@ import torch
 
 from . import __version__, info
 from .checkpoints import CHECKPOINT_NAME, CheckpointError, load_checkpoint
-from .cli_sampling import DIGITS, sample_command, schedule_command
+from .cli_sampling import DIGITS, read_data, sample_command, schedule_command
 from .config import NCSNConfig
-from .data import largest_distance, load_digits, load_images
+from .data import largest_distance
 from .engine import ScoreError
 from .model import NCSN
 from .ops.dispatch import BackendError
@@ -141,7 +141,7 @@ def train_command(
         image_size = image_size if "image_size" in given else held.image_size[0]
     checked_settings = TrainingSettings(**settings)
 
-    images = load_digits() if data == DIGITS else load_images(data, image_size, channels)
+    images = read_data(data, image_size, channels)
     if sigmas is None:
         begin = float(f"{largest_distance(images):.3g}") if begin is None else begin
         sigmas = make_sigmas(begin, sigma_end, shape["num_classes"])

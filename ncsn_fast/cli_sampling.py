@@ -208,7 +208,7 @@ def schedule_command(
     _check_pictures({"--plot": plot})
     if plot is not None:
         plots.require()
-    images = load_digits() if data == DIGITS else load_images(data, image_size, channels)
+    images = read_data(data, image_size, channels)
     dim = images[0].numel()
     begin = float(f"{estimate_sigma_begin(images.to(where)):.3g}")
     levels = suggest_num_scales(dim, begin, sigma_end, c) if num_classes is None else num_classes
@@ -227,6 +227,17 @@ def schedule_command(
     if plot is not None:
         plots.ladder(sigmas.tolist(), step_lr, plot)
         typer.echo(f"picture: {plot}")
+
+
+def read_data(data: str, image_size: int, channels: int) -> Tensor:
+    """The images of an option; what was skipped in a folder is told on stderr."""
+    if data == DIGITS:
+        return load_digits()
+
+    def report(line: str) -> None:
+        typer.echo(f"ncsn-fast: {line}", err=True)
+
+    return load_images(data, image_size, channels, report=report)
 
 
 def _write_pictures(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .checks import height_and_width, positive_int
 from .losses import Weighting, score_matching_loss
 from .ops.dispatch import values_are_at_hand
+from .ranges import Range, byte_hint, hint_range
 from .samplers import draw
 from .sampling import draw_seed
 from .schedules import check_sigmas
@@ -33,6 +34,8 @@ class ScoreModel(Protocol):
     Attributes:
         config: a frozen dataclass of what the network was made from, with a field ``sigmas``.
         sigmas: the ladder, ``(K,)``, float32, strictly descending.
+
+    A network may also have ``data_range``, what the values of its data must lie in; see ``ranges.py``.
     """
 
     config: Any
@@ -65,10 +68,13 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         config: of the network.
 
     Attributes:
+        data_range: what the values of data must lie in; ``None``: any.
         config: the same.
         sigmas: buffer ``(K,)``, float32; empty until set. A ladder to draw levels from in training, and to
             anneal along; ``forward`` takes any sigma.
     """
+
+    data_range: Range | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -127,9 +133,18 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         Raises:
             RuntimeError: neither sigma nor a ladder.
             ValueError: both labels and sigma; data or levels of another shape; an unknown weighting.
+            TypeError: data of another dtype.
+
+        Warns:
+            DataRangeWarning: the first batch looks as if it had another range than ``data_range``.
         """
         if labels is not None and sigma is not None:
             raise ValueError("labels and sigma were given, which both say the noise levels")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x must be floating point, got {x.dtype}{byte_hint(x.dtype, self.data_range)}"
+            )
+        hint_range(self, x)
         drawn = sigma
         if sigma is None:
             self._require_sigmas()

@@ -22,6 +22,7 @@ from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, convolve, nor
 from .losses import Weighting, score_matching_loss
 from .ops.dispatch import values_are_at_hand
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
+from .ranges import IMAGE_RANGE, byte_hint, hint_range
 from .samplers import draw, sampled_here
 from .sampling import draw_seed
 from .schedules import check_sigmas, make_sigmas
@@ -60,6 +61,7 @@ class NCSN(
         config: the configuration by keyword, instead of everything else.
 
     Attributes:
+        data_range: what the values of data must lie in.
         config: the :class:`~ncsn_fast.NCSNConfig` that was given, or the one made from the
             arguments.
         sigmas: buffer ``(K,)``, float32 whatever the dtype of the parameters; zeros until set.
@@ -71,6 +73,8 @@ class NCSN(
     Reference: Song & Ermon, 2019, "Generative Modeling by Estimating Gradients of the Data
     Distribution", `arXiv:1907.05600 <https://arxiv.org/abs/1907.05600>`_.
     """
+
+    data_range = IMAGE_RANGE
 
     def __new__(cls, *args: Any, **kwargs: Any) -> NCSN:
         """Refuse a config together with other arguments."""
@@ -221,9 +225,13 @@ class NCSN(
 
         Raises:
             Those of :meth:`forward`.
+
+        Warns:
+            DataRangeWarning: the first batch looks as if it had another range than [-1, 1].
         """
         self._require_sigmas()
         self._check_images(x)
+        hint_range(self, x)
         if labels is None:
             labels = torch.randint(
                 self.config.num_classes, (len(x),), dtype=torch.int64, device=x.device
@@ -434,7 +442,7 @@ class NCSN(
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
         if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype}")
+            raise TypeError(f"x must be floating point, got {x.dtype}{byte_hint(x.dtype)}")
         channels = self.config.in_channels
         if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
             raise ValueError(

@@ -18,6 +18,7 @@ from .checks import positive_int
 from .embeddings import SigmaEmbedding
 from .interface import SigmaConditioned, plain_ladder
 from .layers import tell_called, why_not_plain
+from .ranges import IMAGE_RANGE
 
 # --- points ---------------------------------------------------------------------------------------
 
@@ -238,6 +239,8 @@ class ScoreCNN(SigmaConditioned):
     Shape:
         x ``(N, in_channels, H, W)``, sigma a number, 0-d, ``(1,)`` or ``(N,)`` -> the shape of x.
     """
+
+    data_range = IMAGE_RANGE
 
     def __init__(
         self,

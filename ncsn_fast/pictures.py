@@ -41,6 +41,7 @@ def image_grid(
 
     Raises:
         ValueError: a tensor of another shape, ``columns`` or ``scale`` below 1, ``gap`` below 0.
+        TypeError: images that are not floating point.
         ImportError: pillow is not installed.
     """
     image = _pillow("Image")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import positive_int, positive_number
+from .ranges import byte_hint
 
 
 def make_sigmas(sigma_begin: float, sigma_end: float, num_scales: int) -> Tensor:
@@ -65,11 +66,14 @@ def estimate_sigma_begin(data: Tensor, *, block: int = 1024) -> float:
 
     Raises:
         ValueError: fewer than two samples, all of them equal, or a value that is not finite.
+        TypeError: not floating point: the distance is in the units of the data, which must be the network's.
 
     Reference: Song & Ermon, 2020, "Improved Techniques for Training Score-Based Generative Models",
     `arXiv:2006.09011 <https://arxiv.org/abs/2006.09011>`_, section 3.1.
     """
     block = positive_int("block", block)
+    if not data.is_floating_point():
+        raise TypeError(f"data must be floating point, got {data.dtype}{byte_hint(data.dtype)}")
     rows = data.detach().flatten(1).float().split(block) if len(data) > 1 else ()
     largest = torch.zeros((), dtype=torch.float32, device=data.device)
     for i, some in enumerate(rows):

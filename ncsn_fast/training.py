@@ -1,7 +1,7 @@
 """Training: one process, one device, and a run that can stop at any moment and go on exactly.
 
 Belongs here: the loop, the learning rate, the order of the data, the record of losses. Does not belong here: the
-objective (``losses.py``, ``get_loss``), the checkpoint file (``checkpoints.py``), reading images (``data.py``).
+objective (``losses.py``, ``get_loss``), the checkpoint file (``checkpoints.py``), reading images (``data/``).
 
 It trains any :class:`~ncsn_fast.interface.ScoreModel`, on images or on points.
 
@@ -45,6 +45,7 @@ from .interface import ScoreModel, log_uniform_sigmas
 from .losses import WEIGHTINGS, LearnedWeighting
 from .model import NCSN
 from .progress import progress
+from .ranges import byte_hint, check_range
 
 LOSSES_NAME = "losses.csv"
 LOSS_COLUMNS = ("step", "loss", "learning_rate")
@@ -155,7 +156,8 @@ def train(
 
     Args:
         model: with its sigmas set. Trained in place, and moved to ``device``.
-        images: ``(N, C, H, W)`` in [-1, 1], or points ``(N, D)``; floating point, N >= 1; held on ``device``.
+        images: ``(N, C, H, W)`` in the network's ``data_range``, [-1, 1], or points ``(N, D)``; floating point,
+            N >= 1; held on ``device``.
         settings: how to train.
         out: the folder; made if need be.
         resume: go on from the checkpoint in ``out``, exactly as that run would have: with the same configuration,
@@ -168,7 +170,8 @@ def train(
         The moving average, in evaluation mode: the network to sample from.
 
     Raises:
-        ValueError: images of another shape or dtype; continuous levels for an NCSN, which knows its ladder only.
+        ValueError: images of another shape or dtype, outside the network's ``data_range`` or not finite; continuous
+            levels for an NCSN, which knows its ladder only.
         FileExistsError: ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is given.
         FileNotFoundError: ``resume``, and ``out`` holds no checkpoint.
         CheckpointError: a file could not be written; the checkpoint to resume is damaged, or of another run.
@@ -177,11 +180,14 @@ def train(
     """
     out = Path(out).expanduser()
     path = out / CHECKPOINT_NAME
-    if images.ndim not in (2, 4) or len(images) < 1 or not images.is_floating_point():
+    expected = getattr(model, "data_range", None)
+    if images.ndim not in (2, 4) or images.numel() < 1 or not images.is_floating_point():
         raise ValueError(
             f"images must be floating point (N, C, H, W), or points (N, D), with N >= 1, got {images.dtype} of shape "
-            f"{tuple(images.shape)}"
+            f"{tuple(images.shape)}{byte_hint(images.dtype, expected)}"
         )
+    check_range(images, expected, "images" if images.ndim == 4 else "points")
+    model._data_seen = True  # get_loss need not look at the first batch, nor warn again
     if path.exists() and not (resume or overwrite):
         raise FileExistsError(
             f"{path} exists: resume that run, overwrite it, or choose another folder"

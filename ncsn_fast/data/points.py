@@ -1,7 +1,7 @@
 """Distributions of points in the plane, small enough to see a sampler fail, with exact scores where there are any.
 
 Belongs here: drawing such points, and the score of their density at a noise level. Does not belong here: images
-(``data.py``, from which all of this can be imported too), pictures of points (``plots.py``).
+(``images.py``, ``folders.py``), pictures of points (``plots.py``).
 
 Points come from the noise stream: point ``i`` of a seed is the same whatever the number of points.
 """
@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import ops
-from .checks import positive_int, positive_number
+from .. import ops
+from ..checks import positive_int, positive_number
 
 # Two uses of the stream for everything else, told apart by the step; training has its own samples there.
 POSITION, NOISE = 0, 1
