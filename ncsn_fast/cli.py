@@ -20,11 +20,11 @@ from .benchmarks.command import bench_command
 from .checkpoints import CHECKPOINT_NAME, CheckpointError, load_checkpoint
 from .cli_sampling import DIGITS, sample_command, schedule_command
 from .config import NCSNConfig
-from .data import largest_distance, load_digits, load_images
+from .data import load_digits, load_images
 from .engine import ScoreError
 from .model import NCSN
 from .ops.dispatch import BackendError
-from .schedules import make_sigmas
+from .schedules import make_sigmas, suggest_sigma_begin
 from .sharded import ShardError
 from .training import TrainingError, TrainingInterrupted, TrainingSettings, train
 
@@ -141,7 +141,7 @@ def train_command(
 
     images = load_digits() if data == DIGITS else load_images(data, image_size, channels)
     if sigmas is None:
-        begin = float(f"{largest_distance(images):.3g}") if begin is None else begin
+        begin = suggest_sigma_begin(images.to(where)) if begin is None else begin
         sigmas = make_sigmas(begin, sigma_end, shape["num_classes"])
     config = NCSNConfig(in_channels=images.shape[1], sigmas=sigmas, **shape)
     torch.manual_seed(checked_settings.seed)

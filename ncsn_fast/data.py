@@ -7,7 +7,6 @@ added to data (``losses.py``).
 
 from __future__ import annotations
 
-import math
 import zipfile
 from pathlib import Path
 
@@ -24,13 +23,11 @@ from .points import (  # here too, so that all training data are found in one pl
     two_gaussians,
     two_moons,
 )
-from .schedules import estimate_sigma_begin
 
 __all__ = [
     "Checkerboard",
     "GaussianMixture",
     "eight_gaussians",
-    "largest_distance",
     "load_digits",
     "load_images",
     "spirals",
@@ -132,19 +129,6 @@ def load_images(path: str | Path, image_size: int, channels: int) -> Tensor:
     for i, file in enumerate(files):
         images[i] = _read_image(file, image_size, channels)
     return images
-
-
-def largest_distance(images: Tensor, limit: int = 1000) -> float:
-    """:func:`~ncsn_fast.schedules.estimate_sigma_begin` of some of the images.
-
-    Args:
-        images: ``(N, ...)``, N >= 2.
-        limit: look at no more than this many, evenly spaced.
-
-    Raises:
-        ValueError: fewer than two images, or all of them equal.
-    """
-    return estimate_sigma_begin(images[:: max(1, math.ceil(len(images) / limit))])
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .checks import positive_int
+
 # Periods of log sigma, from well beyond any ladder (64: a factor of 10^28) down to a factor of 1.65 in sigma.
 LONGEST, SHORTEST = 64.0, 0.5
 
@@ -29,10 +31,19 @@ class SigmaEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        if width < 4 or width % 2:
+        if positive_int("width", width) < 4 or width % 2:
             raise ValueError(f"width must be an even number of at least 4, got {width}")
-        periods = torch.logspace(math.log2(LONGEST), math.log2(SHORTEST), width // 2, base=2.0)
-        self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
+        # On the CPU, for equal numbers everywhere; then where, and as, the parameters of a new module are.
+        periods = torch.logspace(
+            math.log2(LONGEST),
+            math.log2(SHORTEST),
+            width // 2,
+            base=2.0,
+            dtype=torch.get_default_dtype(),
+            device="cpu",
+        )
+        frequencies = (2 * math.pi / periods).to(torch.get_default_device())
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, sigma: Tensor) -> Tensor:
         angles = sigma.log().unsqueeze(1) * self.frequencies

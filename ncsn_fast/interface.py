@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from .checks import height_and_width, positive_int
 from .losses import Weighting, score_matching_loss
+from .pretrained import strip_wrapper_names
 from .probability_flow import probability_flow
 from .sampling import INIT_DISTS, SAMPLERS, check_init, draw_seed, initial_state
 from .schedules import check_sigmas
+from .wrappers import check_gradients_are_shared
 
 # eta / sigma^2 of each sampler that takes a step size: the paper's last step (2e-5 in this library's convention, for
 # 0.01); and the one with which consistent annealed sampling goes to the expected clean sample and adds noise anew.
@@ -79,7 +81,8 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         super().__init__()
         self.config = config
         self._hub_mixin_config = config  # what save_pretrained writes into config.json
-        self.register_buffer("sigmas", torch.zeros(0))
+        self.register_buffer("sigmas", torch.zeros(0, dtype=torch.float32))
+        self.register_load_state_dict_pre_hook(strip_wrapper_names)
         self.register_load_state_dict_pre_hook(_make_room_for_sigmas)
         if config.sigmas is not None:
             self.set_sigmas(config.sigmas)
@@ -130,9 +133,11 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
             The loss, 0-d, and the labels; or the sigmas, if those were given.
 
         Raises:
-            RuntimeError: neither sigma nor a ladder.
+            RuntimeError: neither sigma nor a ladder; the network is inside DistributedDataParallel, and this is not
+                called from its forward.
             ValueError: both labels and sigma; data or levels of another shape; an unknown weighting.
         """
+        check_gradients_are_shared(self)
         if labels is not None and sigma is not None:
             raise ValueError("labels and sigma were given, which both say the noise levels")
         drawn = sigma

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .embeddings import SigmaEmbedding
+from .streams import STREAM_TRAINING
 
 WEIGHTINGS = ("sigma2", "one")
 
@@ -120,6 +121,19 @@ def denoising_score_matching_loss(
     return (total if weighting == "sigma2" else total / sigma.square()).mean()
 
 
+def loss_of_zero_score(dim: int, sigmas: Tensor, weighting: Weighting = "sigma2") -> float:
+    """The expected loss of a network that knows nothing, the score 0, on a ladder: what training starts from or beats.
+
+    Args:
+        dim: numbers in a sample.
+        sigmas: the ladder, ``(K,)``, whose levels are drawn evenly.
+        weighting: see :func:`denoising_score_matching_loss`; a learned one counts as it is at first.
+    """
+    if isinstance(weighting, LearnedWeighting):
+        return 1.0
+    return dim if weighting == "sigma2" else dim * float(sigmas.double().square().reciprocal().mean())
+
+
 def score_matching_loss(
     score: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -140,7 +154,7 @@ def score_matching_loss(
     Returns:
         0-d tensor, as of :func:`denoising_score_matching_loss`.
     """
-    noise = ops.philox_normal(x.shape, seed=seed, stream=ops.STREAM_TRAINING, device=x.device)
+    noise = ops.philox_normal(x.shape, seed=seed, stream=STREAM_TRAINING, device=x.device)
     return denoising_score_matching_loss(score(perturb(x, sigma, noise)), sigma, noise, weighting)
 
 

@@ -21,9 +21,10 @@ from .checks import height_and_width, positive_int
 from .config import NCSNConfig
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
 from .losses import Weighting, score_matching_loss
-from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
+from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights, strip_wrapper_names
 from .sampling import SAMPLERS, check_init, draw_seed, initial_state
 from .schedules import check_sigmas, make_sigmas
+from .wrappers import check_gradients_are_shared
 
 CLIP = 1.0  # data lie in [-1, 1]
 
@@ -124,6 +125,7 @@ class NCSN(
         self._trusts_labels = (
             False  # while sampling, whose labels are right: no look at them each step
         )
+        self.register_load_state_dict_pre_hook(strip_wrapper_names)
         self.register_load_state_dict_pre_hook(drop_running_statistics)
         self.register_load_state_dict_post_hook(_notice_loaded_sigmas)
         if config.sigmas is not None:
@@ -220,8 +222,10 @@ class NCSN(
             The loss, 0-d, float32 (float64 for float64 images), and the labels, int64 ``(N,)``.
 
         Raises:
+            RuntimeError: the network is inside DistributedDataParallel, and this is not called from its forward.
             Those of :meth:`forward`.
         """
+        check_gradients_are_shared(self)
         self._require_sigmas()
         self._check_images(x)
         if labels is None:

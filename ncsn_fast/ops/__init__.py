@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..streams import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from . import autograd, reference
 from .checks import (
     FLOATING,
@@ -29,7 +30,6 @@ from .checks import (
     overlaps_itself,
 )
 from .dispatch import layout_of, select, select_convolution, set_backend, use_backend
-from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from .schema import PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
 
 __all__ = [
