@@ -88,10 +88,7 @@ class Checkpoint:
         return self._network(self.model, device)
 
     def _network(self, weights: dict[str, Tensor], device: torch.device | str) -> ScoreModel:
-        if isinstance(self.config, NCSNConfig):
-            model = NCSN(self.config)
-        else:
-            model = NETWORKS[_network_of(self.config)][1](**dataclasses.asdict(self.config))
+        model = new_network(self.config)
         model.load_state_dict(weights)
         return model.to(device).eval()
 
@@ -282,10 +279,19 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     """
     fields = dataclasses.asdict(config)
     if config.sigmas is not None:
-        fields["sigmas"] = tuple(torch.tensor(config.sigmas, dtype=torch.float32, device="cpu").tolist())
+        fields["sigmas"] = tuple(
+            torch.tensor(config.sigmas, dtype=torch.float32, device="cpu").tolist()
+        )
     if not isinstance(config, NCSNConfig):
         fields["network"] = _network_of(config)
     return fields
+
+
+def new_network(config: Config) -> ScoreModel:
+    """A network of a configuration, with new weights."""
+    if isinstance(config, NCSNConfig):
+        return NCSN(config)
+    return NETWORKS[_network_of(config)][1](**dataclasses.asdict(config))
 
 
 def _network_of(config: Config) -> str:

@@ -11,11 +11,10 @@ import operator
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 
-def integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """``value`` as a Python int, ``low <= value`` and ``value <= high`` if there is a ``high``.
+def integer(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
+    """``value`` as a Python int, ``low <= value <= high`` where they are given.
 
     An integer is whatever ``operator.index`` takes, integers of NumPy and PyTorch too, but for booleans.
 
@@ -23,16 +22,18 @@ def integer(name: str, value: object, low: int, high: int | None = None) -> int:
         TypeError: no integer.
         ValueError: out of the range.
     """
-    expected = f"{name} must be an int " + (f">= {low}" if high is None else f"in {low}..{high}")
-    try:
-        number = None if _is_bool(value) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None:
-        raise TypeError(f"{expected}, got {_shown(value)}")
-    if number < low or (high is not None and number > high):
-        raise ValueError(f"{expected}, got {number}")
-    return number
+    span = "" if low is None else f" >= {low}" if high is None else f" in {low}..{high}"
+    expected = f"{name} must be an int{span}"
+    if type(value) is not int:
+        if _is_bool(value):
+            raise TypeError(f"{expected}, got {_shown(value)}")
+        try:
+            value = operator.index(value)
+        except TypeError as error:
+            raise TypeError(f"{expected}, got {_shown(value)}") from error
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"{expected}, got {value}")
+    return value
 
 
 def positive_int(name: str, value: object) -> int:
@@ -42,14 +43,7 @@ def positive_int(name: str, value: object) -> int:
 
 def number(name: str, value: object) -> float:
     """``value`` as a finite float: TypeError if it is no number (a string or a bool is none), ValueError otherwise."""
-    if _is_bool(value) or isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {_shown(value)}{_hint(value)}")
-    try:
-        result = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # an array of several, a complex number
-        raise TypeError(f"{name} must be a number, got {_shown(value)}") from error
-    except OverflowError:
-        result = math.inf
+    result = _float(name, value)
     if not math.isfinite(result):
         raise ValueError(f"{name} must be finite, got {result:g}")
     return result
@@ -57,11 +51,8 @@ def number(name: str, value: object) -> float:
 
 def positive_number(name: str, value: object) -> float:
     """``value`` as a positive, finite float, see :func:`number`."""
-    try:
-        result = number(name, value)
-    except ValueError as error:
-        raise ValueError(str(error).replace("must be finite", "must be positive and finite")) from error
-    if result <= 0:
+    result = _float(name, value)
+    if not (math.isfinite(result) and result > 0):
         raise ValueError(f"{name} must be positive and finite, got {result:g}")
     return result
 
@@ -93,23 +84,27 @@ def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+def _float(name: str, value: object) -> float:
+    """``value`` as a float, which may be infinite or NaN; TypeError if it is no number."""
+    if isinstance(value, str):
+        raise TypeError(
+            f"{name} must be a number, got {_shown(value)} (YAML takes 1e-4 for a string, 1.0e-4 for a number)"
+        )
+    if _is_bool(value) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError, RuntimeError) as error:  # an array of several, a complex number
+        raise TypeError(f"{name} must be a number, got {_shown(value)}") from error
+
+
 def _is_bool(value: object) -> bool:
-    tensor = isinstance(value, torch.Tensor) and value.dtype == torch.bool
-    return tensor or isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == np.bool_
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def _shown(value: object) -> str:
     if isinstance(value, str):
         return f"the string {value!r}"
     return f"{value!r} of type {type(value).__name__}"
-
-
-def _hint(value: object) -> str:
-    """What may have gone wrong with a string that reads as a number."""
-    try:
-        float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return ""
-    if not isinstance(value, str):
-        return ""
-    return "; convert it, or write it with a point and a sign in YAML, which takes 1e-4 for a string and 1.0e-4 for a number"

@@ -23,7 +23,7 @@ from .pretrained import strip_wrapper_names
 from .probability_flow import probability_flow
 from .sampling import INIT_DISTS, SAMPLERS, check_init, draw_seed, initial_state
 from .schedules import check_sigmas
-from .wrappers import check_gradients_are_shared
+from .wrappers import warn_of_unshared_gradients
 
 # eta / sigma^2 of each sampler that takes a step size: the paper's last step (2e-5 in this library's convention, for
 # 0.01); and the one with which consistent annealed sampling goes to the expected clean sample and adds noise anew.
@@ -133,11 +133,10 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
             The loss, 0-d, and the labels; or the sigmas, if those were given.
 
         Raises:
-            RuntimeError: neither sigma nor a ladder; the network is inside DistributedDataParallel, and this is not
-                called from its forward.
+            RuntimeError: neither sigma nor a ladder.
             ValueError: both labels and sigma; data or levels of another shape; an unknown weighting.
         """
-        check_gradients_are_shared(self)
+        warn_of_unshared_gradients(self)
         if labels is not None and sigma is not None:
             raise ValueError("labels and sigma were given, which both say the noise levels")
         drawn = sigma

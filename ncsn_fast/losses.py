@@ -131,7 +131,9 @@ def loss_of_zero_score(dim: int, sigmas: Tensor, weighting: Weighting = "sigma2"
     """
     if isinstance(weighting, LearnedWeighting):
         return 1.0
-    return dim if weighting == "sigma2" else dim * float(sigmas.double().square().reciprocal().mean())
+    return (
+        dim if weighting == "sigma2" else dim * float(sigmas.double().square().reciprocal().mean())
+    )
 
 
 def score_matching_loss(

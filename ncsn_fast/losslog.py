@@ -97,8 +97,8 @@ class LossLog:
         if smooth > EXPLODED * level:
             raise TrainingError(
                 f"the training has diverged: after step {self._step} the smoothed loss is {smooth:.3g}, and "
-                f"{level:.3g} is what it is without any training: try a smaller learning rate; no checkpoint was written "
-                "of this state"
+                f"{level:.3g} is what it is without any training: try a smaller learning rate; no checkpoint was "
+                "written of this state"
             )
 
     def flush(self) -> None:

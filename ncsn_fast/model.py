@@ -21,10 +21,17 @@ from .checks import height_and_width, positive_int
 from .config import NCSNConfig
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
 from .losses import Weighting, score_matching_loss
-from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights, strip_wrapper_names
+from .pretrained import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    drop_running_statistics,
+    find_file,
+    load_weights,
+    strip_wrapper_names,
+)
 from .sampling import SAMPLERS, check_init, draw_seed, initial_state
 from .schedules import check_sigmas, make_sigmas
-from .wrappers import check_gradients_are_shared
+from .wrappers import warn_of_unshared_gradients
 
 CLIP = 1.0  # data lie in [-1, 1]
 
@@ -222,10 +229,9 @@ class NCSN(
             The loss, 0-d, float32 (float64 for float64 images), and the labels, int64 ``(N,)``.
 
         Raises:
-            RuntimeError: the network is inside DistributedDataParallel, and this is not called from its forward.
             Those of :meth:`forward`.
         """
-        check_gradients_are_shared(self)
+        warn_of_unshared_gradients(self)
         self._require_sigmas()
         self._check_images(x)
         if labels is None:

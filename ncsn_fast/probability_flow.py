@@ -106,11 +106,12 @@ def log_likelihood(
     check_sigmas(sigmas, len(sigmas))
     n_probes = positive_int("n_probes", n_probes)
     seed = draw_seed() if seed is None else seed
-    place = {"seed": seed, "sample_offset": sample_offset, "stream": STREAM_PROBES, "device": x.device}
-    probes = [
-        torch.where(ops.philox_uniform(x.shape, step=probe, **place) < 0.5, -1.0, 1.0).to(x.dtype)
+    place = {"seed": seed, "sample_offset": sample_offset, "device": x.device}
+    uniform = (
+        ops.philox_uniform(x.shape, stream=STREAM_PROBES, step=probe, **place)
         for probe in range(n_probes)
-    ]
+    )
+    probes = [torch.where(u < 0.5, -1.0, 1.0).to(x.dtype) for u in uniform]
 
     def slopes(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The derivatives of x and of log p by sigma, along the solution."""

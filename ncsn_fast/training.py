@@ -20,6 +20,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,13 @@ from . import ops
 from .checkpoints import (
     CHECKPOINT_NAME,
     MODEL_NAME,
+    NETWORKS,
     Checkpoint,
     CheckpointError,
     config_to_dict,
     differences,
-    NETWORKS,
     load_checkpoint,
+    new_network,
     save_checkpoint,
     save_model,
 )
@@ -128,12 +130,15 @@ def train(
     """
     out = Path(out).expanduser()
     path = out / CHECKPOINT_NAME
-    given, model = model, network_inside(model, tuple(network for _, network in NETWORKS.values()))
+    given, model = (
+        model,
+        network_inside(model, tuple(network for _, network in NETWORKS.values())),
+    )
     _check_images(images)
     if world_size() > 1:
         raise TrainingError(
-            f"this is one of {world_size()} processes (WORLD_SIZE, torch.distributed), each of which would do the whole "
-            "training by itself: train does not share the work out yet, so start it without torchrun, in one process"
+            f"this is one of {world_size()} processes (WORLD_SIZE, torch.distributed), each of which would do the "
+            "whole training by itself: train does not share the work out yet; start it without torchrun, in one process"
         )
     if path.exists() and not (resume or overwrite):
         raise FileExistsError(
@@ -151,6 +156,7 @@ def train(
     settings = _with_ema_warmup(settings, checkpoint)
     if checkpoint is not None:
         _check_same_run(checkpoint, model, data, settings)
+    _hint_own_layers(model)
     with _sole_run(out), called_as(given, model):
         return _train(model, images.to(device), settings, out, checkpoint, data, verbose)
 
@@ -266,8 +272,8 @@ def _batch_indices(settings: TrainingSettings, n: int, step: int) -> Tensor:
 
 @functools.lru_cache(maxsize=2)  # a batch touches the end of one epoch and the start of the next
 def _permutation(seed: int, n: int, epoch: int) -> Tensor:
-    place = {"sample_offset": ORDER_SAMPLE, "stream": STREAM_BATCHES, **HOST}
-    keys = ops.philox_uniform((1, n), seed=seed, step=epoch, **place)
+    place = {"step": epoch, "sample_offset": ORDER_SAMPLE, **HOST}
+    keys = ops.philox_uniform((1, n), seed=seed, stream=STREAM_BATCHES, **place)
     return keys[0].argsort(stable=True)
 
 
@@ -281,8 +287,8 @@ def _batch_levels(settings: TrainingSettings, sigmas: Tensor, step: int) -> dict
         ``labels``, int64, or ``sigma``, float32, as ``get_loss`` takes them.
     """
     size = settings.batch_size
-    place = {"sample_offset": LABEL_SAMPLE, "stream": STREAM_BATCHES, **HOST}
-    u = ops.philox_uniform((1, size), seed=settings.seed, step=step, **place)[0]
+    place = {"step": step, "sample_offset": LABEL_SAMPLE, **HOST}
+    u = ops.philox_uniform((1, size), seed=settings.seed, stream=STREAM_BATCHES, **place)[0]
     even = torch.arange(size, dtype=torch.float64, device="cpu") + u.double()
     if settings.levels == CONTINUOUS:
         ends = sigmas[-1].item(), sigmas[0].item()
@@ -307,9 +313,21 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _with_ema_warmup(
-    settings: TrainingSettings, checkpoint: Checkpoint | None
-) -> TrainingSettings:
+def _hint_own_layers(model: ScoreModel) -> None:
+    """Warn before the training if what it writes will not load into a new network of the model's configuration."""
+    with torch.device("meta"):
+        plain = new_network(model.config).state_dict().keys()
+    own = sorted(model.state_dict().keys() ^ plain)
+    if own:
+        warnings.warn(
+            f"the model's layers are not those of a new {type(model).__name__} ({len(own)} names of weights differ, "
+            f"such as {own[0]}): the checkpoint will load only into a model changed in the same way, not by "
+            "load_model, ema_model or the command line",
+            stacklevel=3,
+        )
+
+
+def _with_ema_warmup(settings: TrainingSettings, checkpoint: Checkpoint | None) -> TrainingSettings:
     """The settings with ``ema_warmup`` decided: as the run that goes on has it, True in a new one."""
     if settings.ema_warmup is not None:
         return settings
@@ -342,7 +360,9 @@ def _sole_run(out: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise TrainingError(f"another run is training in {out}: choose another folder") from error
+                raise TrainingError(
+                    f"another run is training in {out}: choose another folder"
+                ) from error
             except OSError:  # a file system without locks
                 pass
         yield

@@ -7,8 +7,8 @@ weights in a file (``pretrained.py``).
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
+import warnings
 import weakref
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 # How wrappers call what they hold: DataParallel, DDP and AveragedModel; torch.compile; FSDP; activation checkpoints.
 INNER_NAMES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_not_in_ddp: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def world_size() -> int:
@@ -30,25 +30,31 @@ def world_size() -> int:
 
 
 def network_inside(model: nn.Module, networks: tuple[type[nn.Module], ...]) -> nn.Module:
-    """The network to train: ``model`` itself, or what torch.compile made it of.
+    """The network to train: ``model`` itself, or what ``torch.compile`` made it of.
+
+    Args:
+        networks: what it may be.
 
     Raises:
         TypeError: another module; the message says where in a known wrapper the network is.
     """
     if _is_compiled(model):
         return network_inside(model._orig_mod, networks)
-    if isinstance(model, networks):
-        return model
-    names = " or ".join(network.__name__ for network in networks)
-    hint, inner, path = "", model, "model"
-    while isinstance(inner, nn.Module) and not isinstance(inner, networks):
-        name = next((name for name in INNER_NAMES if name in inner._modules), None)
+    inner, path = model, "model"
+    while not isinstance(inner, networks):
+        name = next((name for name in INNER_NAMES if name in getattr(inner, "_modules", ())), None)
         if name is None:
-            break
+            raise TypeError(
+                f"model must be a {' or '.join(network.__name__ for network in networks)}, "
+                f"got a {type(model).__name__}"
+            )
         inner, path = inner._modules[name], f"{path}.{name}"
-    else:
-        hint = f", which goes past the network's get_loss and save_pretrained: pass {path}"
-    raise TypeError(f"model must be a {names}, got a {type(model).__name__}{hint}")
+    if inner is not model:
+        raise TypeError(
+            f"model must be the network itself, got it inside a {type(model).__name__}, which its get_loss and "
+            f"save_pretrained would go past: pass {path}"
+        )
+    return model
 
 
 @contextlib.contextmanager
@@ -68,43 +74,31 @@ def called_as(model: nn.Module, network: nn.Module) -> Iterator[None]:
         network._compiled_call_impl = before
 
 
-def check_gradients_are_shared(network: nn.Module) -> None:
-    """Refuse a loss whose gradients DDP would not average: of a network inside DDP, but not called through it.
+def warn_of_unshared_gradients(network: nn.Module) -> None:
+    """Warn, once for a network, of a loss in one of several processes whose gradients DDP would not average.
 
     DDP averages gradients only of what ran inside its forward; ``ddp.module.get_loss(x)`` does not, and every process
-    would go its own way without a word.
-
-    Raises:
-        RuntimeError: that is the case.
+    would go its own way without a word. A caller may well average them by other means, so it is no error.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or network in _warned:
         return
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    if torch.distributed.get_world_size() < 2 or network in _not_in_ddp:
+    if torch.distributed.get_world_size() < 2:
         return
     if DistributedDataParallel._get_active_ddp_module() is not None:
         return
-    # A wrapper leaves no mark on what it holds, so all objects are looked through; once for a network, as that is slow.
-    around = [
-        thing
-        for thing in gc.get_objects()
-        if issubclass(type(thing), DistributedDataParallel)
-        and any(module is network for module in thing.modules())
-    ]
-    if not around:
-        _not_in_ddp.add(network)
-    # Under no_sync() gradients are only gathered, to be averaged with those of a later call.
-    if any(ddp.require_backward_grad_sync for ddp in around):
-        raise RuntimeError(
-            "get_loss of a network inside DistributedDataParallel was called past its forward, so the gradients of the "
-            "processes would not be averaged: wrap a module whose forward returns the loss, such as\n"
-            "    class Loss(torch.nn.Module):\n"
-            "        def __init__(self, model): super().__init__(); self.model = model\n"
-            "        def forward(self, x): return self.model.get_loss(x)[0]\n"
-            "    ddp = DistributedDataParallel(Loss(model)); ddp(x).backward()\n"
-            "(under torch.no_grad(), as for a loss of held-out data, get_loss may be called anywhere)"
-        )
+    _warned.add(network)
+    warnings.warn(
+        f"get_loss was called in one of {torch.distributed.get_world_size()} processes outside the forward of a "
+        "DistributedDataParallel: it will not average the gradients of this loss over the processes. To have them "
+        "averaged, wrap a module whose forward returns the loss, such as\n"
+        "    class Loss(torch.nn.Module):\n"
+        "        def __init__(self, model): super().__init__(); self.model = model\n"
+        "        def forward(self, x): return self.model.get_loss(x)[0]\n"
+        "    ddp = DistributedDataParallel(Loss(model)); ddp(x).backward()",
+        stacklevel=3,
+    )
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -32,8 +32,13 @@
 
 namespace ncsn {
 
-// The fourth counter word of the one use that a kernel has by itself; all uses stand in ncsn_fast/streams.py.
-constexpr uint32_t kStreamLangevin = 1;
+// The uses that share a seed: the fourth counter word.
+enum Stream : uint32_t {
+  kStreamInitialState = 0,
+  kStreamLangevin = 1,
+  kStreamTraining = 2,
+  kStreamOther = 3,
+};
 
 struct PhiloxKey {
   uint32_t lo, hi;

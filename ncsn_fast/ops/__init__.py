@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..checks import integer
 from ..streams import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from . import autograd, reference
 from .checks import (
@@ -185,7 +186,8 @@ def norm_elu_conv3x3(
     Source: Winograd 1980; Lavin & Gray 2015 (arXiv:1509.09308).
     """
     labels = check_norm(x, labels, norm_weight, "norm_weight")
-    _check_convolution(x, weight, bias, residual, dilation)
+    dilation = integer("dilation", dilation, 1)
+    _check_convolution(x, weight, bias, residual)
     if pool is not None:
         check_padding(pool)
     eps = check_number("eps", eps, 0.0)
@@ -217,7 +219,8 @@ def conv3x3(
     backend: str | None = None,
 ) -> Tensor:
     """The convolution of :func:`norm_elu_conv3x3` alone; arguments, result and errors as there."""
-    tensors = _check_convolution(x, weight, bias, residual, dilation)
+    dilation = integer("dilation", dilation, 1)
+    tensors = _check_convolution(x, weight, bias, residual)
     chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
     if chosen == "reference":
         h = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
@@ -226,7 +229,7 @@ def conv3x3(
 
 
 def _check_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dilation: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     check_tensor("x", x, FLOATING)
     if x.dim() != 4 or 0 in x.shape[1:]:
@@ -244,8 +247,6 @@ def _check_convolution(
     if residual is not None:
         check_tensor("residual", residual, FLOATING, like=x)
         check_shape("residual", residual, (n, out_channels, *size))
-    if not isinstance(dilation, int) or dilation < 1:
-        raise ValueError(f"dilation must be an int >= 1, got {dilation!r}")
     return x, weight, bias, residual
 
 
