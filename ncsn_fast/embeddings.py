@@ -24,26 +24,28 @@ class SigmaEmbedding(nn.Module):
 
     Args:
         width: of the vector, an even number of at least 4.
+        device, dtype: as of PyTorch's layers.
 
     Shape:
         sigma ``(N,)``, positive -> ``(N, width)``.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if positive_int("width", width) < 4 or width % 2:
             raise ValueError(f"width must be an even number of at least 4, got {width}")
-        # On the CPU, for equal numbers everywhere; then where, and as, the parameters of a new module are.
-        periods = torch.logspace(
-            math.log2(LONGEST),
-            math.log2(SHORTEST),
-            width // 2,
-            base=2.0,
-            dtype=torch.get_default_dtype(),
-            device="cpu",
-        )
-        frequencies = (2 * math.pi / periods).to(torch.get_default_device())
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        # On the CPU, for equal numbers everywhere.
+        plain = {"dtype": dtype or torch.get_default_dtype(), "device": "cpu"}
+        ends = math.log2(LONGEST), math.log2(SHORTEST)
+        frequencies = 2 * math.pi / torch.logspace(*ends, width // 2, base=2.0, **plain)
+        where = torch.get_default_device() if device is None else device
+        self.register_buffer("frequencies", frequencies.to(where), persistent=False)
 
     def forward(self, sigma: Tensor) -> Tensor:
         angles = sigma.log().unsqueeze(1) * self.frequencies

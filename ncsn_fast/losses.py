@@ -30,6 +30,7 @@ class LearnedWeighting(nn.Module):
 
     Args:
         width: of that embedding.
+        device, dtype: as of PyTorch's layers.
 
     Shape:
         sigma ``(N,)`` -> u ``(N,)``.
@@ -38,10 +39,16 @@ class LearnedWeighting(nn.Module):
     Karras et al., 2024, `arXiv:2312.02696 <https://arxiv.org/abs/2312.02696>`_, section 3.1.
     """
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(
+        self,
+        width: int = 16,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.embedding = SigmaEmbedding(width)
-        self.linear = nn.Linear(width, 1)
+        self.embedding = SigmaEmbedding(width, device=device, dtype=dtype)
+        self.linear = nn.Linear(width, 1, device=device, dtype=dtype)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

@@ -179,7 +179,7 @@ def _train(
     model.to(device).train()
     learned = None
     if settings.weighting == LEARNED:
-        learned = LearnedWeighting().to(device, torch.float32)
+        learned = LearnedWeighting(device="cpu", dtype=torch.float32).to(device)
     weighting = settings.weighting if learned is None else learned
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parameters += [] if learned is None else learned.parameters()
