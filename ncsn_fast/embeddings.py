@@ -40,12 +40,13 @@ class SigmaEmbedding(nn.Module):
         super().__init__()
         if positive_int("width", width) < 4 or width % 2:
             raise ValueError(f"width must be an even number of at least 4, got {width}")
-        # On the CPU, for equal numbers everywhere.
-        plain = {"dtype": dtype or torch.get_default_dtype(), "device": "cpu"}
         ends = math.log2(LONGEST), math.log2(SHORTEST)
+        # On the CPU, for equal numbers everywhere, in a type that they can be computed in.
+        plain = {"dtype": torch.float32, "device": "cpu"}
         frequencies = 2 * math.pi / torch.logspace(*ends, width // 2, base=2.0, **plain)
-        where = torch.get_default_device() if device is None else device
-        self.register_buffer("frequencies", frequencies.to(where), persistent=False)
+        made = torch.get_default_device() if device is None else device
+        frequencies = frequencies.to(made, dtype or torch.get_default_dtype())
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, sigma: Tensor) -> Tensor:
         angles = sigma.log().unsqueeze(1) * self.frequencies

@@ -203,6 +203,9 @@ def check_sigmas(sigmas: Sequence[float] | Tensor, num_classes: int) -> Tensor:
     """
     try:
         values = torch.as_tensor(sigmas, device="cpu").detach()
+        if values.is_floating_point() and not hasattr(sigmas, "dtype"):
+            # Python numbers: they would be rounded to torch's default dtype.
+            values = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"sigmas must be a tensor or a sequence of numbers, got {sigmas!r}: {error}"

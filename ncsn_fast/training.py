@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 try:
     import fcntl
@@ -53,6 +52,7 @@ from .interface import ScoreModel, log_uniform_sigmas
 from .losses import LearnedWeighting, loss_of_zero_score
 from .losslog import LOSSES_NAME, LossLog, TrainingError, read_losses
 from .model import NCSN
+from .progress import progress
 from .settings import CONTINUOUS, LADDER, LEARNED, TrainingSettings
 from .streams import LABEL_SAMPLE, ORDER_SAMPLE, STREAM_BATCHES
 from .wrappers import called_as, network_inside, world_size
@@ -228,7 +228,7 @@ def _train(
     total = max(settings.iterations, first)
     with (
         _deferred_interrupt() as interrupted,
-        tqdm(total=total, initial=first, desc="training", unit="step", disable=not verbose) as bar,
+        progress(total, shown=verbose, initial=first, desc="training", unit="step") as bar,
     ):
         while step < settings.iterations and not interrupted.is_set():
             rate = settings.lr_at(step)

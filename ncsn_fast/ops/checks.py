@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..checks import integer
+from .schema import PADDINGS
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-PADDINGS = ("neg_inf", "zero")
 
 
 def names(dtypes: Sequence[torch.dtype]) -> str:
@@ -79,7 +79,7 @@ def check_seed(seed: int) -> int:
 
 
 def check_padding(padding: str) -> None:
-    if padding not in PADDINGS:
+    if padding not in tuple(PADDINGS):
         raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
 
 
