@@ -65,10 +65,8 @@ def boolean(name: str, value: object) -> bool:
 
 
 def one_of(name: str, value: object, known: Sequence[str]) -> str:
-    """``value``, one of the names that are known: TypeError if it is no string, ValueError if it is another."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {tuple(known)}, got {_shown(value)}")
-    if value not in known:
+    """``value``, one of the names that are known; ValueError otherwise."""
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {tuple(known)}, got {value!r}")
     return str(value)
 

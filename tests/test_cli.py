@@ -112,7 +112,7 @@ def test_resume_takes_the_settings_of_the_run(ncsn_fast, refused, tmp_path):
         (["--data", "nowhere"], "the data path nowhere does not exist"),
         (["--data", "{tmp}/empty"], "holds no image"),
         (["--data", "{tmp}/text.png"], "cannot read {tmp}/text.png as an image"),
-        (["--out", "{tmp}/text.png/run"], "could not write {tmp}/text.png/run/losses.csv"),
+        (["--out", "{tmp}/text.png/run"], "could not write {tmp}/text.png/run"),
         (["--out", "{tmp}/run", "--resume"], "no checkpoint file {tmp}/run/checkpoint.pt"),
         (["--dilations", "1,2"], "dilations must be exactly 4"),
         (["--dilations", "1,b"], "dilations must be integers with commas, got '1,b'"),
