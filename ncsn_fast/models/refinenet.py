@@ -183,13 +183,9 @@ def upsample_add(x: Tensor, residual: Tensor) -> Tensor:
 # --- residual blocks --------------------------------------------------------------------------------
 
 
-def conv3x3(
-    in_channels: int, out_channels: int, dilation: int = 1, bias: bool = True
-) -> nn.Conv2d:
+def conv3x3(in_channels: int, out_channels: int, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
     """A same-size 3x3 convolution with PyTorch's default initial values."""
-    return nn.Conv2d(
-        in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=bias
-    )
+    return nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=bias)
 
 
 class MeanPoolConv(nn.Module):
@@ -207,7 +203,9 @@ class MeanPoolConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, out_channels, H/2, W/2)``. ValueError: an odd height or width."""
         if x.shape[2] % 2 or x.shape[3] % 2:
-            raise ValueError(f"2x2 pixels are averaged, so H and W must be even, got {tuple(x.shape)}")
+            raise ValueError(
+                f"2x2 pixels are averaged, so H and W must be even, got {tuple(x.shape)}"
+            )
         return mean_pool_conv(x, self.conv.weight, self.conv.bias)
 
 
@@ -392,7 +390,9 @@ class RefineBlock(nn.Module):
         super().__init__()
         self.adapt_convs = nn.ModuleList(RCUBlock(c, 2, num_classes) for c in in_channels)
         self.output_convs = RCUBlock(out_channels, 3 if end else 1, num_classes)
-        self.msf = MSFBlock(in_channels, out_channels, num_classes) if len(in_channels) > 1 else None
+        self.msf = (
+            MSFBlock(in_channels, out_channels, num_classes) if len(in_channels) > 1 else None
+        )
         self.crp = CRPBlock(out_channels, num_classes)
 
     def forward(self, xs: Sequence[Tensor], y: Tensor | None = None) -> Tensor:
