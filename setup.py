@@ -109,7 +109,7 @@ def cuda_architectures(nvcc: Path) -> list[str]:
 
 def plan() -> list[Extension]:
     """The extensions that NCSN_FAST_BUILD asks for and this machine can build."""
-    mode = os.environ.get("NCSN_FAST_BUILD", "auto")
+    mode = os.environ.get("NCSN_FAST_BUILD") or "auto"
     if mode not in ("auto", "cpu", "cuda", "none"):
         raise SetupError(f"NCSN_FAST_BUILD must be auto, cpu, cuda or none, got {mode!r}")
     if mode == "none":
@@ -286,7 +286,7 @@ def cuda_toolchain(torch_dir: Path) -> dict:
         "-DUSE_CUDA -Xcompiler -fPIC,-fvisibility=hidden",
         # nvcc hands a flag with a space on as two.
         *(f"-Xcompiler {f}" for f in anonymous_paths(torch_dir) if not re.search(r"[\s,]", f)),
-        f"--threads {os.environ.get('NVCC_THREADS', '1')}",
+        f"--threads {os.environ.get('NVCC_THREADS') or '1'}",
     ]
     library_dir = next(d for d in (home / "lib64", home / "lib") if d.is_dir())
     return {

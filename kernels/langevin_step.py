@@ -68,7 +68,9 @@ def update_element(
     do_not_specialize=[
         "total_groups", "groups", "channels", "spatial",
         "step_size", "seed_lo", "seed_hi", "step", "sample_offset", "clip",
-    ]
+    ],
+    # One number each, often a slice of a table: a second variant for those at multiples of 16 bytes would gain nothing.
+    do_not_specialize_on_alignment=["step_size_ptr", "step_ptr"],
 )  # fmt: skip
 def langevin_step_kernel(
     x_ptr,

@@ -192,21 +192,21 @@ def launch_arguments(x: torch.Tensor) -> tuple[tuple[int, int], tuple[int, ...],
     return grid, (samples, height, width, channels), constants
 
 
-def max_pool5(x: torch.Tensor, padding: str) -> torch.Tensor:
+def max_pool5(x: torch.Tensor, padding: int) -> torch.Tensor:
     """The 5x5 max pool with stride 1 of ``x (N, C, H, W)``, contiguous or channels_last, any floating dtype.
 
-    ``padding`` is ``"neg_inf"`` or ``"zero"``.
+    ``padding`` is 0, minus infinity, or 1, zero.
     """
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
     grid, sizes, constants = launch_arguments(x)
     with on_device_of(x):
-        pool_kernel[grid](x, y, *sizes, ZERO=padding == "zero", **constants)
+        pool_kernel[grid](x, y, *sizes, ZERO=padding == 1, **constants)
     return y
 
 
-def max_pool5_backward(grad_y: torch.Tensor, x: torch.Tensor, padding: str) -> torch.Tensor:
+def max_pool5_backward(grad_y: torch.Tensor, x: torch.Tensor, padding: int) -> torch.Tensor:
     """Each output's gradient, to the first maximum of its window in row-major order."""
     grad_x = torch.empty_like(x)
     if x.numel() == 0:
@@ -214,6 +214,6 @@ def max_pool5_backward(grad_y: torch.Tensor, x: torch.Tensor, padding: str) -> t
     places = torch.empty_like(x, dtype=torch.uint8)
     grid, sizes, constants = launch_arguments(x)
     with on_device_of(x):
-        place_kernel[grid](x, places, *sizes, ZERO=padding == "zero", **constants)
+        place_kernel[grid](x, places, *sizes, ZERO=padding == 1, **constants)
         gather_kernel[grid](in_layout_of(grad_y, x), places, grad_x, *sizes, **constants)
     return grad_x

@@ -263,7 +263,9 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     """
     fields = dataclasses.asdict(config)
     if config.sigmas is not None:
-        fields["sigmas"] = tuple(torch.tensor(config.sigmas, dtype=torch.float32).tolist())
+        fields["sigmas"] = tuple(
+            torch.tensor(config.sigmas, dtype=torch.float32, device="cpu").tolist()
+        )
     if not isinstance(config, NCSNConfig):
         fields["network"] = _network_of(config)
     return fields

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +19,6 @@ from typing import Annotated, Any, Literal
 import torch
 
 from . import __version__, info
-from .benchmarks.command import bench_command
 from .checkpoints import CHECKPOINT_NAME, CheckpointError, load_checkpoint
 from .cli_sampling import DIGITS, read_data, sample_command, schedule_command
 from .config import NCSNConfig
@@ -24,6 +26,7 @@ from .data import largest_distance
 from .engine import ScoreError
 from .model import NCSN
 from .ops.dispatch import BackendError
+from .ranges import DataRangeWarning
 from .schedules import make_sigmas
 from .sharded import ShardError
 from .training import TrainingError, TrainingInterrupted, TrainingSettings, train
@@ -34,11 +37,12 @@ except ImportError:  # an extra; main() says so
     typer = None
 
 USER_ERROR = 2
+FAULT = 1  # of ours: anything that is not expected, shown with its traceback
+DEBUG = "NCSN_FAST_DEBUG"  # an environment variable: expected errors with their traceback too
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 
 EXPECTED_ERRORS = (
     ValueError,
-    TypeError,
     OSError,
     ImportError,
     BackendError,
@@ -151,7 +155,11 @@ def train_command(
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{config.num_classes} sigmas from {sigmas[0]:.4g} to {sigmas[-1]:.4g}; on {where}"
     )
-    train(model, images, checked_settings, out, resume=resume, overwrite=overwrite, device=where)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataRangeWarning)  # read_data has told it
+        train(
+            model, images, checked_settings, out, resume=resume, overwrite=overwrite, device=where
+        )
     typer.echo(f"trained: {out / CHECKPOINT_NAME}; draw with: ncsn-fast sample {out}")
 
 
@@ -203,10 +211,23 @@ def info_command(
     typer.echo(info.as_json() if as_json else info.render(info.collect()))
 
 
+def bench_command(context: typer.Context) -> None:
+    """Measure operators, layers, network, training and sampling beside PyTorch; its own --help tells more."""
+    from .benchmarks import command  # which no other command may need
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command.bench_command)
+    own = typer.main.get_command(app)
+    # Not app(...): it would take Ctrl-C for itself.
+    with own.make_context("ncsn-fast bench", context.args) as inner:
+        own.invoke(inner)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``ncsn-fast``: runs a command and exits.
 
-    Exit status: 0; 2 for a mistake of the user, with one line on stderr; 130 after Ctrl-C.
+    Exit status: 0; 2 for a mistake of the user, with one line on stderr (and the traceback before it, with --debug or
+    NCSN_FAST_DEBUG=1); 1 for any other error, always with its traceback; 130 after Ctrl-C.
     """
     if typer is None:
         sys.exit(_complain('the command line takes typer: pip install "ncsn_fast[cli]"'))
@@ -229,7 +250,13 @@ def _build_app() -> typer.Typer:
     @app.callback(invoke_without_command=True)
     def version(
         show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+        debug: Annotated[
+            bool,
+            typer.Option("--debug", help=f"Show the traceback of any error; as {DEBUG}=1 does."),
+        ] = False,
     ) -> None:
+        if debug:
+            os.environ[DEBUG] = "1"  # for the processes that a command starts too
         if show:
             typer.echo(f"ncsn_fast {__version__}")
             raise typer.Exit
@@ -239,10 +266,11 @@ def _build_app() -> typer.Typer:
         sample_command,
         schedule_command,
         demo_command,
-        bench_command,
         info_command,
     ):
         app.command(command.__name__.removesuffix("_command"))(_with_clean_errors(command))
+    hand_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command("bench", context_settings=hand_on)(_with_clean_errors(bench_command))
     return app
 
 
@@ -254,6 +282,8 @@ def _with_clean_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except EXPECTED_ERRORS as error:
+            if os.environ.get(DEBUG, "") not in ("", "0"):
+                traceback.print_exc()
             raise typer.Exit(_complain(_one_line(error))) from error
         except TrainingInterrupted as stop:
             how = "the same command" + ("" if command is demo_command else " with --resume")
@@ -262,6 +292,14 @@ def _with_clean_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as stop:
             _complain("interrupted")
             raise typer.Exit(INTERRUPTED) from stop
+        except Exception as error:
+            if isinstance(error, (typer.Exit, typer.Abort, typer.BadParameter.__base__)):
+                raise
+            traceback.print_exc()
+            _complain(
+                f"unexpected {type(error).__name__}, a fault of ncsn_fast: {_one_line(error)}"
+            )
+            raise typer.Exit(FAULT) from error
 
     return guarded
 

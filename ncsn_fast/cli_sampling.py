@@ -7,20 +7,26 @@ Belongs here: their options, defaults and help. Does not belong here: the other 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import plots, sharded
+from . import pictures, plots, samplers, sharded
 from .checkpoints import load_model, write_atomically
 from .data import load_digits, load_images
+from .ranges import DataRangeWarning
 from .schedules import estimate_sigma_begin, make_sigmas, suggest_num_scales, suggest_step_lr
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 try:
     import typer
@@ -28,8 +34,12 @@ except ImportError:  # an extra; cli.main says so
     typer = None
 
 DIGITS = "digits"
-# The last step size of the paper, 2e-5 in the convention of this library, for its last sigma of 0.01.
-STEP_LR_PER_VARIANCE = 0.2
+FILES = (".png", ".npy", ".npz")
+# Endings of --out that mean a file, but none that is written. Any other name, such as samples_lr0.01, is a folder's.
+OTHER_FILES = (
+    *(".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pdf", ".svg"),
+    *(".pt", ".pth", ".pkl", ".safetensors", ".csv", ".json", ".zip", ".tar", ".gz", ".h5"),
+)
 PICTURE_SIDE = 64  # pixels an image is enlarged to in a picture, by a whole factor
 GRID, STRIP = 64, 8  # images in a grid or GIF, and rows of a strip
 
@@ -55,16 +65,20 @@ def sample_command(
         float | None,
         typer.Option(
             help="Step size at the last level; not of pc.",
-            show_default=f"{STEP_LR_PER_VARIANCE} x its sigma squared",
+            show_default="its sigma squared, of ald 0.2 x that",
         ),
     ] = None,
-    snr: Annotated[float, typer.Option(help="Signal-to-noise ratio of pc's corrector.")] = 0.16,
+    snr: Annotated[
+        float | None,
+        typer.Option(help="Signal-to-noise ratio of pc's corrector.", show_default="0.16"),
+    ] = None,
     predictor: Annotated[
-        Literal["reverse_diffusion", "ancestral"], typer.Option(help="Of pc.")
-    ] = "reverse_diffusion",
+        Literal["reverse_diffusion", "ancestral"] | None,
+        typer.Option(help="Of pc.", show_default="reverse_diffusion"),
+    ] = None,
     denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
     clip: Annotated[
-        bool, typer.Option(help="Clamp to [-1, 1] after every step, not only at the end.")
+        bool, typer.Option(help="Clamp to [-1, 1] after every step of ald, not only at the end.")
     ] = False,
     image_size: Annotated[
         int | None,
@@ -102,9 +116,15 @@ def sample_command(
         if world > 1 and where == torch.device("cuda"):
             local = int(os.environ["LOCAL_RANK"])
             where = torch.device("cuda", local % torch.cuda.device_count())
-        if world > 1 and out.suffix:
+        one_file = out.suffix.lower() in FILES
+        if world > 1 and one_file:
             raise ValueError(f"several processes draw into a folder, but --out is {out}")
-        write = _writer(out)
+        given = {"step_lr": step_lr, "snr": snr, "predictor": predictor}
+        samplers.check_options(sampler, given)
+        if clip and not samplers.SAMPLERS[sampler].clips_every_step:
+            raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
+        write = _writer(out, file_format)
+        _check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
         model, size = load_model(source, where)
         if image_size is None and size is None:
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
@@ -112,17 +132,13 @@ def sample_command(
         model = model.to(memory_format=torch.channels_last)
         options: dict[str, Any] = {"n_steps_each": steps, "clip": clip, "denoise": denoise}
         options |= {"seed": seed}
-        if step_lr is None:
-            step_lr = STEP_LR_PER_VARIANCE * float(model.sigmas[-1]) ** 2
-        options |= {"step_lr": step_lr}
-        if sampler != "ald":
-            options |= {"sampler": sampler}
-        if sampler == "pc":
-            options |= {"snr": snr, "predictor": predictor}
+        sigmas = model.sigmas.tolist()
+        if not all(sigma > 0 for sigma in sigmas):
+            raise ValueError(f"{source} has no noise levels: set_sigmas before it is saved")
+        options |= {"sampler": sampler, **samplers.own_options(sampler, sigmas, given)}
         settings = {
-            "weights": "" if out.suffix else sharded.fingerprint(model),
+            "weights": "" if one_file else sharded.fingerprint(model),
             "image_size": shape,
-            "sampler": sampler,
             "bf16": bf16,
             **options,
         }
@@ -141,7 +157,7 @@ def sample_command(
             frames.append(x[:GRID].cpu())
 
         watch = {} if strip is None and gif is None else {"callback": keep}
-        if out.suffix:
+        if one_file:
             first = draw(0, min(batch, n), **watch)
             rest = [draw(begin, min(batch, n - begin)) for begin in range(batch, n, batch)]
             images = torch.cat([first, *rest])
@@ -156,14 +172,14 @@ def sample_command(
                 file_format=file_format,
                 rank=rank,
                 world=world,
+                say=functools.partial(typer.echo, err=True),
             )
             if rank > 0:
                 return
             # Anew: another process may have drawn them, or this one long ago.
             wanted = grid is not None or watch
             images = draw(0, min(n, batch, GRID), **watch) if wanted else None
-        sigmas = [*model.sigmas.tolist(), 0.0]
-        _write_pictures(images, frames, sigmas, grid, strip, gif)
+        _write_pictures(images, frames, [*sigmas, 0.0], grid, strip, gif)
         typer.echo(f"{n} images: {out}")
 
 
@@ -191,6 +207,9 @@ def schedule_command(
     from .cli import choose_device
 
     where = choose_device(device)
+    _check_pictures({"--plot": plot})
+    if plot is not None:
+        plots.require()
     images = read_data(data, image_size, channels)
     dim = images[0].numel()
     begin = float(f"{estimate_sigma_begin(images.to(where)):.3g}")
@@ -213,14 +232,19 @@ def schedule_command(
 
 
 def read_data(data: str, image_size: int, channels: int) -> Tensor:
-    """The images of an option; what was skipped in a folder is told on stderr."""
+    """The images of an option; what was skipped in a folder, and what is odd about the values, is told on stderr."""
     if data == DIGITS:
         return load_digits()
 
     def report(line: str) -> None:
         typer.echo(f"ncsn-fast: {line}", err=True)
 
-    return load_images(data, image_size, channels, report=report)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataRangeWarning)
+        images = load_images(data, image_size, channels, report=report)
+    for warning in caught:
+        report(str(warning.message))
+    return images
 
 
 def _write_pictures(
@@ -236,29 +260,65 @@ def _write_pictures(
     shown = images[:GRID]
     scale = max(1, PICTURE_SIDE // max(images.shape[2:]))
     if grid is not None:
-        plots.image_grid(shown, scale=scale, gap=max(1, scale // 4)).save(grid, "PNG")
+        _save(plots.image_grid(shown, scale=scale, gap=max(1, scale // 4)), grid)
     films = [*frames, *([shown[: len(frames[0])]] if frames else [])]
     if strip is not None:
         columns = [frame[:STRIP] for frame in films]
-        plots.annealing_strip(columns, sigmas, scale=scale).save(strip, "PNG")
+        _save(plots.annealing_strip(columns, sigmas, scale=scale), strip)
     if gif is not None:
         plots.save_gif([plots.image_grid(f, scale=scale) for f in films], gif)
 
 
-def _writer(out: Path) -> Callable[[Tensor], None]:
-    """How images go to ``out``, by its suffix. Makes the folder, so that a bad path fails before any work."""
-    suffix = out.suffix.lower()
-    if suffix not in ("", ".png", ".npy", ".npz"):
-        raise ValueError(f"--out must end in .png, .npy or .npz, or be a folder, got {out}")
-    folder = out.parent if suffix else out
+def _save(picture: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def _check_pictures(paths: dict[str, Path | None]) -> None:
+    """Every path that will be written, before any work: each another one, a picture of its kind, and writable."""
+    asked = {option: path for option, path in paths.items() if path is not None}
+    seen: dict[Path, str] = {}
+    for option, path in asked.items():
+        other = seen.setdefault(path.absolute(), option)
+        if other != option:
+            raise ValueError(f"{other} and {option} name the same file, {path}")
+        if option == "--out":
+            continue
+        kind = ".gif" if option == "--gif" else ".png"
+        if path.suffix.lower() != kind and path.suffix.lower() in (*FILES, *OTHER_FILES):
+            raise ValueError(f"{option} makes a {kind} file, got {path}")
+        _check_file(path)
+        pictures.require()
+
+
+def _check_file(path: Path) -> None:
+    """Makes the folder of a file, and sees that the file can be written there."""
+    _make_folder(path.parent)
+    if path.is_dir():
+        raise IsADirectoryError(None, "is a folder", str(path))
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot make the folder {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise PermissionError(None, "cannot write there", str(folder))
-    if suffix and out.is_dir():
-        raise IsADirectoryError(None, "is a folder", str(out))
+
+
+def _writer(out: Path, file_format: str) -> Callable[[Tensor], None]:
+    """How images go to ``out``, by its suffix. Makes the folder, so that a bad path fails before any work."""
+    suffix = out.suffix.lower()
+    if suffix in FILES:
+        _check_file(out)
+    elif suffix in OTHER_FILES and not out.is_dir():
+        raise ValueError(f"--out must end in .png, .npy or .npz, or be a folder, got {out}")
+    else:
+        _make_folder(out)
+    if suffix == ".png" or (suffix not in FILES and file_format == "png"):
+        pictures.require()
 
     def write(images: Tensor) -> None:
         buffer = io.BytesIO()

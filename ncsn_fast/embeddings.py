@@ -31,8 +31,11 @@ class SigmaEmbedding(nn.Module):
         super().__init__()
         if width < 4 or width % 2:
             raise ValueError(f"width must be an even number of at least 4, got {width}")
-        periods = torch.logspace(math.log2(LONGEST), math.log2(SHORTEST), width // 2, base=2.0)
-        self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
+        ends = math.log2(LONGEST), math.log2(SHORTEST)
+        periods = torch.logspace(*ends, width // 2, base=2.0, dtype=torch.float32)
+        # As parameters are made: of the default dtype, which bfloat16 could not be computed in.
+        frequencies = (2 * math.pi / periods).to(torch.get_default_dtype())
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, sigma: Tensor) -> Tensor:
         angles = sigma.log().unsqueeze(1) * self.frequencies

@@ -10,14 +10,17 @@ tensors on the device where they are replayed from a graph.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import TMonitor
 
 from . import ops
+from .progress import progress
 from .schedules import check_sigmas
 
 # At most, in one graph: a replay costs little beside them, and a capture is soon paid for.
@@ -106,7 +109,7 @@ class Chain:
             raise ValueError(f"return_intermediates must be at least 1, got {self.every}")
         self.states: Tensor | None = None
         self._score = score
-        self._sums = torch.zeros(0)
+        self._sums = torch.zeros(0, dtype=torch.float32, device=self.x.device)
         self._normal, self._zeros = torch.zeros_like(self.x), torch.zeros_like(self.x)
         self._known = None if known is None and mask is None else self._check_known(known, mask)
         self._sigmas = self.table(self.sigmas)
@@ -117,7 +120,7 @@ class Chain:
 
     def table(self, values: Iterable[float]) -> Tensor:
         """A number for each level, where the state is; :meth:`Now.of` reads it."""
-        return torch.tensor(list(values), dtype=torch.float32).to(self.x.device)
+        return torch.tensor(list(values), dtype=torch.float32, device="cpu").to(self.x.device)
 
     def score(self, now: Now) -> Tensor:
         """The score at the state. To be called once in every update."""
@@ -159,13 +162,13 @@ class Chain:
             ScoreError: the score was not finite.
         """
         total = sum(map(len, updates))
-        self._sums = self._sums.new_zeros(total + 1, device=self.x.device)
+        self._sums = self._sums.new_zeros(total + 1)
         if self.every is not None:
             self.states = self.x.new_empty((total // self.every, *self.x.shape))
         # Not an attribute: a cycle would keep the graphs' memory until the garbage collector comes by.
         steps = GraphedSteps(self._take, self.x.device) if self._graphed else Steps(self._take)
         done = checked = 0
-        bar = tqdm(total=total, desc="sampling", unit="step", disable=not self.verbose)
+        bar = progress(total, shown=self.verbose, desc="sampling", unit="step")
         with bar, torch.cuda.device_of(self.x):  # graphs and streams are made on the device of now
             for level, of_level in enumerate(updates):
                 bar.set_postfix(sigma=f"{self.sigmas[level]:.4g}")
@@ -290,6 +293,7 @@ class GraphedSteps:
         self._level_on_host = 0
         self._now = Now(*(torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)))
         self._graphs: dict[tuple[Update, ...], Graph | None] = {}
+        self._called: set[Update] = set()
 
     def now(self, level: int, step: int) -> Now:
         """The device's own count of steps, which is at ``step`` already, with the level set."""
@@ -301,13 +305,14 @@ class GraphedSteps:
     def take(self, updates: tuple[Update, ...], level: int, step: int) -> None:
         now = self.now(level, step)
 
-        def steps() -> None:
+        def steps(around: Callable[[Update], AbstractContextManager] = nullcontext) -> None:
             for update in updates:
-                self._take(update, now)
-                now.step.add_(1)
+                with around(update):
+                    self._take(update, now)
+                    now.step.add_(1)
 
         if updates not in self._graphs:
-            Graph.warm_up(steps)
+            Graph.warm_up(lambda: steps(self._watched))
             self._graphs[updates] = None
             return
         graph = self._graphs[updates]
@@ -315,23 +320,44 @@ class GraphedSteps:
             graph = self._graphs[updates] = Graph(steps)
         graph.replay()
 
+    @contextmanager
+    def _watched(self, update: Update) -> Iterator[None]:
+        """A call before any capture: what is called again must not wait, since a capture cannot."""
+        with waiting_is_an_error() if update in self._called else nullcontext():
+            yield
+        self._called.add(update)
+
 
 class Graph:
-    """Calls captured in a CUDA graph, to be replayed."""
+    """Calls captured in a CUDA graph, to be replayed.
+
+    Raises:
+        RuntimeError: they could not be captured. Stream, random numbers and memory are then as before.
+    """
 
     device_type = "cuda"
 
     def __init__(self, calls: Callable[[], None]) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        current, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+        # A stream of its own: PyTorch's default one is shared by all threads, and lies on the device of its first use.
+        # Thread-local: what other threads do meanwhile, such as pinning memory, must not end the capture.
+        capture = torch.cuda.graph(
+            self._graph,
+            pool=pool,
+            stream=torch.cuda.Stream(),
+            capture_error_mode="thread_local",
+        )
         # What autocast has cast before would be frozen in, and freed with its cache: cast within, once a replay.
         torch.clear_autocast_cache()
         try:
-            with torch.cuda.graph(self._graph):
+            with capture:
                 calls()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"the steps could not be captured in a CUDA graph (cuda_graph=False does without one): {error}"
-            ) from error
+        except BaseException as error:
+            _recover(self._graph, pool, current)
+            if isinstance(error, RuntimeError):
+                raise RuntimeError(NOT_CAPTURED.format(error)) from error
+            raise
         finally:
             torch.clear_autocast_cache()
 
@@ -343,11 +369,61 @@ class Graph:
         """Make the calls, on a side stream, where PyTorch wants what precedes a capture."""
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
-        with torch.cuda.stream(side):
-            calls()
-        current.wait_stream(side)
+        try:
+            with torch.cuda.stream(side):
+                calls()
+        finally:  # also after an error: the memory that the calls used is given out again on the current stream
+            current.wait_stream(side)
+
+
+NOT_CAPTURED = (
+    "the steps could not be captured in a CUDA graph (cuda_graph=False does without one): {}"
+)
+# Graphs whose capture failed: PyTorch's allocators may go on asking them whether they still capture.
+_failed: list[torch.cuda.CUDAGraph] = []
+
+
+def _recover(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    """Undo what a capture leaves behind if it fails: its end is then left halfway by PyTorch."""
+    _failed.append(graph)
+    torch.cuda.set_stream(stream)
+    # The generator's state still counts as being captured; a copy of it does not.
+    generator = torch.cuda.default_generators[stream.device_index]
+    generator.graphsafe_set_state(generator.clone_state())
+    graph.reset()
+    # Allocations on the stream still go to the graph's pool; an error means that they were ended with the capture.
+    for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+        with suppress(RuntimeError):
+            give_back(stream.device_index, pool)
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Within, a call of PyTorch that waits for the GPU raises, as it would in a capture, which cannot go on after it.
+
+    PyTorch's switch holds for the whole process: with other threads, which may wait as they like, nothing is watched.
+    """
+    others = (t for t in threading.enumerate() if t is not threading.current_thread())
+    if not torch.cuda.is_initialized() or not all(isinstance(t, TMonitor) for t in others):
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" in str(error):
+            raise RuntimeError(NOT_CAPTURED.format(error)) from error
+        raise
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def use_graphs(device: torch.device, cuda_graph: bool | None) -> bool:
+    """Whether a network's sampling replays its steps from CUDA graphs: as asked; ``None``: on a CUDA device."""
+    return device.type == "cuda" if cuda_graph is None else cuda_graph
 
 
 def draw_seed() -> int:
     """A seed from torch's default CPU generator: ``torch.manual_seed`` governs, no device waits."""
-    return int(torch.randint(2**63 - 1, (1,), device="cpu"))
+    return int(torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu"))

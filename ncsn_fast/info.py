@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ def collect() -> dict[str, Any]:
     device_types = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return {
         "ncsn_fast": __version__,
+        "imported_from": str(Path(__file__).parent),
+        "shadows": extension.shadowed(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         # torch's own word: the package's metadata may lack the build (+cpu, +cu130).
@@ -84,7 +87,12 @@ def collect() -> dict[str, Any]:
         "policy": dispatch.policy(),
         "environment": {
             name: os.environ[name]
-            for name in ("NCSN_FAST_BACKEND", "NCSN_FAST_SIMD", "TRITON_INTERPRET")
+            for name in (
+                "NCSN_FAST_BACKEND",
+                "NCSN_FAST_SIMD",
+                "NCSN_FAST_DEBUG",
+                "TRITON_INTERPRET",
+            )
             if name in os.environ
         },
         "operators": {device_type: _operators(device_type) for device_type in device_types},
@@ -99,6 +107,7 @@ def as_json() -> str:
 def render(info: dict[str, Any]) -> str:
     """The facts as text."""
     lines = [f"ncsn_fast {info['ncsn_fast']}   Python {info['python']}   {info['platform']}"]
+    lines.append(f"package    {info['shadows'] or info['imported_from']}")
     packages = (f"{name} {version or '(absent)'}" for name, version in info["packages"].items())
     lines.append("packages   " + ", ".join(packages))
     for device in info["devices"]:

@@ -7,7 +7,6 @@ Belongs here: :class:`ScoreModel`, the interface that the trainer, the plots and
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,15 +18,11 @@ from torch import Tensor, nn
 
 from .checks import height_and_width, positive_int
 from .losses import Weighting, score_matching_loss
-from .probability_flow import probability_flow
+from .ops.dispatch import values_are_at_hand
 from .ranges import Range, byte_hint, hint_range
-from .sampling import INIT_DISTS, SAMPLERS, check_init, draw_seed, initial_state
+from .samplers import draw
+from .sampling import draw_seed
 from .schedules import check_sigmas
-
-# eta / sigma^2 of each sampler that takes a step size: the paper's last step (2e-5 in this library's convention, for
-# 0.01); and the one with which consistent annealed sampling goes to the expected clean sample and adds noise anew.
-STEP_PER_VARIANCE = {"ald": 0.2, "cas": 1.0}
-ODE = "ode"
 
 
 class ScoreModel(Protocol):
@@ -63,7 +58,7 @@ class ScoreModel(Protocol):
         """The denoising score matching loss of clean data, and the levels that were drawn."""
 
     def sample(self, n_samples: int, *args: Any, **options: Any) -> Tensor:
-        """Samples, by any of :data:`~ncsn_fast.sampling.SAMPLERS`."""
+        """Samples, by any of :data:`~ncsn_fast.samplers.SAMPLERS`."""
 
 
 class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"):
@@ -85,7 +80,7 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         super().__init__()
         self.config = config
         self._hub_mixin_config = config  # what save_pretrained writes into config.json
-        self.register_buffer("sigmas", torch.zeros(0))
+        self.register_buffer("sigmas", torch.zeros(0, dtype=torch.float32))
         self.register_load_state_dict_pre_hook(_make_room_for_sigmas)
         if config.sigmas is not None:
             self.set_sigmas(config.sigmas)
@@ -154,7 +149,9 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         if sigma is None:
             self._require_sigmas()
             if labels is None:
-                labels = torch.randint(len(self.sigmas), (len(x),), device=x.device)
+                labels = torch.randint(
+                    len(self.sigmas), (len(x),), dtype=torch.int64, device=x.device
+                )
             drawn, sigma = labels, self.sigmas.index_select(0, labels)
         if sigma.shape != (len(x),):
             raise ValueError(
@@ -176,16 +173,18 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         sampler: str = "ald",
         n_steps_each: int = 100,
         step_lr: float | None = None,
+        clip: float | None = None,
         denoise: bool = False,
         init: Tensor | None = None,
-        init_dist: str = "prior",
+        init_dist: str | None = None,
         seed: int | None = None,
         sample_offset: int = 0,
         **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         r"""Draw samples along the ladder.
 
-        What of the network depends on sigma alone is computed once for each level, not at each step.
+        The model is in evaluation mode meanwhile; every module has its own mode back afterwards. What of the network
+        depends on sigma alone is computed once for each level, not at each step.
 
         Args:
             n_samples: how many.
@@ -196,12 +195,15 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
                 :func:`~ncsn_fast.probability_flow.probability_flow`.
             n_steps_each: steps at each level; of ``"ode"``, from each level to the next.
             step_lr: step size at the last level; ``None``: 0.2 of its variance for ``"ald"``, all of it for ``"cas"``.
+                The other samplers take none.
+            clip: clamp to ``[-clip, clip]``: with ``"ald"`` after every step, otherwise at the end.
             denoise: end with one step to the expected clean sample.
             init: where to start, ``(n_samples, *sample_shape)``; not modified.
-            init_dist: without ``init``, start from ``"prior"`` :math:`N(0, \sigma_1^2 I)`, ``"normal"`` N(0, I) or
-                ``"uniform"`` U(-1, 1).
+            init_dist: without ``init``, start from ``"prior"`` :math:`N(0, \sigma_1^2 I)` (``None``); with
+                ``"ald"`` also from ``"normal"`` N(0, I) or ``"uniform"`` U(-1, 1).
             seed, sample_offset: as in :meth:`NCSN.sample`; sample i of a seed is the same whatever the batch.
-            options: further arguments of the sampler, such as ``clip``, ``snr``, ``callback`` or ``verbose``.
+            options: further arguments of the sampler, such as ``snr``, ``callback`` or ``verbose``.
+                On a GPU the steps are replayed from CUDA graphs (not of ``"ode"``) unless ``cuda_graph`` is False.
 
         Returns:
             float32 ``(n_samples, *sample_shape)`` on the network's device, without gradient; with
@@ -214,45 +216,25 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         """
         self._require_sigmas()
         shape = (positive_int("n_samples", n_samples), *self._sample_shape(image_size))
-        n_steps_each = positive_int("n_steps_each", n_steps_each)
-        if sampler not in (*SAMPLERS, ODE):
-            raise ValueError(f"sampler must be one of {(*SAMPLERS, ODE)}, got {sampler!r}")
-        if init_dist not in ("prior", *INIT_DISTS):
-            raise ValueError(
-                f"init_dist must be one of {('prior', *INIT_DISTS)}, got {init_dist!r}"
-            )
-        seed = draw_seed() if seed is None else seed
-        noise = {"seed": seed, "sample_offset": sample_offset}
-        sigmas, weight = self.sigmas.tolist(), next(self.parameters())
-        if init is not None:
-            init = check_init(init, shape).to(weight.device)
-        elif init_dist == "prior":
-            init = sigmas[0] * initial_state(shape, "normal", **noise, device=weight.device)
-        else:
-            init = initial_state(shape, init_dist, **noise, device=weight.device)
-        if sampler == ODE:
-            grid = _refined(sigmas, n_steps_each)
-            if step_lr is not None:
-                raise ValueError('sampler "ode" takes no step_lr: its steps are those of sigma')
-            return probability_flow(
-                lambda x, sigma: self(x.to(weight.dtype), sigma),
-                init,
-                grid,
-                denoise=denoise,
-                **options,
-            )
-        if sampler in STEP_PER_VARIANCE:
-            default = STEP_PER_VARIANCE[sampler] * sigmas[-1] ** 2
-            options["step_lr"] = default if step_lr is None else step_lr
-        elif step_lr is not None:
-            raise ValueError(f'sampler "{sampler}" takes no step_lr: give snr')
-        return SAMPLERS[sampler](
-            self._ladder_score(),
-            init,
-            sigmas,
+        weight = next(self.parameters())
+        return draw(
+            self,
+            sampler,
+            {
+                "level": self._ladder_score(),
+                "sigma": lambda x, sigma: self(x.to(weight.dtype), sigma),
+            },
+            shape,
+            self.sigmas.tolist(),
+            device=weight.device,
             n_steps_each=n_steps_each,
             denoise=denoise,
-            **noise,
+            clip=clip,
+            init=init,
+            init_dist=init_dist,
+            seed=seed,
+            sample_offset=sample_offset,
+            step_lr=step_lr,
             **options,
         )
 
@@ -323,13 +305,12 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
                 f"x must have the dtype of the network's parameters, {weight.dtype}, got {x.dtype}"
             )
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if sigma.dim() > 1 or (sigma.dim() == 1 and len(sigma) not in (1, len(x))):
+        if sigma.dim() > 1 or (sigma.dim() == 1 and sigma.shape[0] not in (1, x.shape[0])):
             raise ValueError(
                 f"sigma must be a number or have shape ({len(x)},) or (1,), got {tuple(sigma.shape)}"
             )
         # On a GPU looking would mean waiting; there a sigma that is not positive gives NaN.
-        look = sigma.device.type == "cpu" and not torch.compiler.is_compiling()
-        if look and not bool((sigma > 0).all()):
+        if values_are_at_hand(sigma) and not bool((sigma > 0).all()):
             raise ValueError("sigma must be positive")
         return sigma.reshape(-1)
 
@@ -346,16 +327,6 @@ def log_uniform_sigmas(u: Tensor, smallest: float, largest: float) -> Tensor:
     """
     low, high = math.log(smallest), math.log(largest)
     return (low + (high - low) * u.double()).exp().float()
-
-
-def _refined(sigmas: Sequence[float], steps: int) -> list[float]:
-    """The ladder with each of its gaps divided geometrically into ``steps``."""
-    fine = [
-        high * (low / high) ** (i / steps)
-        for high, low in itertools.pairwise(sigmas)
-        for i in range(steps)
-    ]
-    return [*fine, sigmas[-1]]
 
 
 def plain_ladder(sigmas: Sequence[float] | Tensor | None) -> tuple[float, ...] | None:

@@ -3,6 +3,10 @@
 Belongs here: modules with parameters whose forward is ``module(x, y)``, each usable alone. Does not
 belong here: the network as a whole (``model.py``) and arithmetic on pixels (``ops``).
 
+A unit takes a fused operator only while its layers are what they were built as
+(:func:`why_not_plain`); else it calls them, so that hooks, wrappers and replaced layers act as in
+plain PyTorch. The logger ``ncsn_fast`` tells which and why, at level DEBUG.
+
 Everywhere: ``x`` is ``(N, C, H, W)``, floating point, contiguous or channels_last; ``y`` holds the
 noise levels, ``(N,)`` or ``(1,)`` integers in ``0..num_classes - 1``. Attribute names are
 state-dict keys and must not change.
@@ -13,13 +17,112 @@ arXiv:1611.06612.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from types import NoneType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 from . import ops
+
+_logger = logging.getLogger("ncsn_fast")
+_told: set[str] = set()  # what has been logged
+
+
+# --- which layers may be computed without calling them --------------------------------------------
+
+_WEIGHTS = (nn.Parameter, Tensor, NoneType)  # subclasses have a way of their own to compute
+
+
+def why_not_plain(layer: nn.Module, built: type[nn.Module]) -> str | None:
+    """Why calling ``layer`` may do something else than the forward of ``built``; None if it cannot.
+
+    Another class (a subclass, a wrapper, a quantised layer), hooks of any sort, global ones too, a
+    forward of its own, a weight that is a tensor subclass. Not a parametrization
+    (``torch.nn.utils.parametrize``): it acts where the weight is read.
+    """
+    kind = type(layer)
+    facts = layer.__dict__
+    if kind is not built and not (
+        kind.__base__ is built and "parametrizations" in facts["_modules"]
+    ):
+        return f"its class is not {built.__name__}"
+    if facts["_forward_hooks"] or facts["_forward_pre_hooks"]:
+        return "it has forward hooks"
+    if facts["_backward_hooks"] or facts["_backward_pre_hooks"]:
+        return "it has backward hooks"
+    if (
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
+    ):
+        return "there are global hooks on modules"
+    if "forward" in facts or "_conv_forward" in facts or "_call_impl" in facts:
+        return "its forward was replaced"
+    if "_compiled_call_impl" in facts:
+        return "it was compiled by itself"
+    if type(facts["_parameters"].get("weight")) not in _WEIGHTS:
+        return "its weight is of a tensor subclass"
+    return None
+
+
+# What else a convolution must have for the operators; padding and dilation are equal besides.
+_CONV3X3 = (("kernel_size", (3, 3)), ("stride", (1, 1)), ("groups", 1), ("padding_mode", "zeros"))
+# Without these an embedding is the rows of its table, and its gradient theirs.
+_LOOKUP = ("max_norm", "padding_idx", "scale_grad_by_freq", "sparse")
+
+
+def _why_not_conv3x3(layer: nn.Module) -> str | None:
+    """:func:`why_not_plain` for a 3x3 convolution of the same size, or one in a DilatedConv."""
+    if type(layer) is DilatedConv:
+        reason = why_not_plain(layer, DilatedConv)
+        if reason is not None:
+            return reason
+        layer = layer.conv
+    reason = why_not_plain(layer, nn.Conv2d)
+    if reason is not None:
+        return reason
+    facts = layer.__dict__
+    for name, built in _CONV3X3:
+        if facts[name] != built:
+            return f"its {name} is {facts[name]}"
+    if facts["padding"] != facts["dilation"] or facts["padding"][0] != facts["padding"][1]:
+        return f"its padding is {facts['padding']} at dilation {facts['dilation']}"
+    return None
+
+
+def _why_not_lookup(embed: nn.Module) -> str | None:
+    """:func:`why_not_plain` for an embedding that is a table and nothing else."""
+    reason = why_not_plain(embed, nn.Embedding)
+    if reason is not None:
+        return reason
+    for name in _LOOKUP:
+        value = embed.__dict__[name]
+        if value is not None and value is not False:
+            return f"its {name} is {value}"
+    return None
+
+
+def tell_called(layer: nn.Module, reason: str) -> None:
+    """Log, once, that layers of this class are called rather than computed by the operators."""
+    if torch.compiler.is_compiling() or not _logger.isEnabledFor(logging.DEBUG):
+        return
+    message = f"{type(layer).__name__} is called, not computed by a fused operator: {reason}"
+    if message not in _told:
+        _told.add(message)
+        _logger.debug(message)
+
+
+# --- layers and units -----------------------------------------------------------------------------
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 3, dilation: int = 1) -> nn.Conv2d:
@@ -71,32 +174,78 @@ class CondInstanceNorm(nn.Module):
         frozen = not self.embed.weight.requires_grad
         self.embed = nn.Embedding.from_pretrained(weight, freeze=frozen)
 
+    def table(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and a table, as the operators take them; the rows alone if ``embed`` must be called."""
+        reason = _why_not_lookup(self.embed)
+        if reason is None:
+            return y, self.embed.weight
+        tell_called(self.embed, reason)
+        rows = self.embed(y)
+        return torch.arange(rows.shape[0], device=rows.device), rows
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Normalise ``x``; shape, dtype and layout of ``x``."""
-        return ops.cond_instance_norm_elu(x, y, self.embed.weight, self.eps, elu=False)
+        return ops.cond_instance_norm_elu(x, *self.table(y), self.eps, elu=False)
+
+
+def norm_elu(norm: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """``elu(norm(x, y))``, as one operator if the norm is a plain :class:`CondInstanceNorm`."""
+    reason = why_not_plain(norm, CondInstanceNorm)
+    if reason is None:
+        return ops.cond_instance_norm_elu(x, *norm.table(y), norm.eps)
+    tell_called(norm, reason)
+    return F.elu(norm(x, y))
+
+
+def convolve(conv: nn.Module, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+    """``conv(x) + residual``, as one operator if ``conv`` is a plain 3x3 convolution of the same size."""
+    reason = _why_not_conv3x3(conv)
+    if reason is None:
+        layer = conv.conv if type(conv) is DilatedConv else conv
+        dilation = layer.dilation[0]
+        return ops.conv3x3(x, layer.weight, layer.bias, dilation=dilation, residual=residual)
+    tell_called(conv, reason)
+    y = conv(x)
+    return y if residual is None else y + residual
 
 
 def norm_elu_conv(
-    norm: CondInstanceNorm,
-    conv: nn.Conv2d,
+    norm: nn.Module,
+    conv: nn.Module,
     x: Tensor,
     y: Tensor,
     *,
     residual: Tensor | None = None,
     pool: str | None = None,
 ) -> Tensor:
-    """``conv(pool(elu(norm(x, y)))) + residual``, the unit the network repeats, as one operator."""
-    return ops.norm_elu_conv3x3(
-        x,
-        y,
-        norm.embed.weight,
-        conv.weight,
-        conv.bias,
-        dilation=conv.dilation[0],
-        residual=residual,
-        pool=pool,
-        eps=norm.eps,
-    )
+    """``conv(pool(elu(norm(x, y)))) + residual``, the unit the network repeats, as one operator.
+
+    Args:
+        norm: a :class:`CondInstanceNorm`, or what a tool has put in its place.
+        conv: a 3x3 convolution of the same size or a :class:`DilatedConv`, likewise.
+        x, y: see the module's docstring.
+        residual: added to the result, in its shape, or None.
+        pool: None, or the padding of a 5x5 max pool before the convolution.
+
+    Returns:
+        What ``conv`` makes of ``x``. Layers that are not plain are called.
+    """
+    if why_not_plain(norm, CondInstanceNorm) is None and _why_not_conv3x3(conv) is None:
+        layer = conv.conv if type(conv) is DilatedConv else conv
+        return ops.norm_elu_conv3x3(
+            x,
+            *norm.table(y),
+            layer.weight,
+            layer.bias,
+            dilation=layer.dilation[0],
+            residual=residual,
+            pool=pool,
+            eps=norm.eps,
+        )
+    h = norm_elu(norm, x, y)
+    if pool is not None:
+        h = ops.max_pool5(h, padding=pool)
+    return convolve(conv, h, residual=residual)
 
 
 class DilatedConv(nn.Module):
@@ -108,7 +257,7 @@ class DilatedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x``; shape of ``x``."""
-        return self.conv(x)
+        return convolve(self.conv, x)
 
 
 class ResidualConvUnit(nn.Module):
@@ -123,8 +272,8 @@ class ResidualConvUnit(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Refine ``x``; shape of ``x``."""
-        h = norm_elu_conv(self.norm1, self.conv1.conv, x, y)
-        return norm_elu_conv(self.norm2, self.conv2.conv, h, y, residual=x)
+        h = norm_elu_conv(self.norm1, self.conv1, x, y)
+        return norm_elu_conv(self.norm2, self.conv2, h, y, residual=x)
 
 
 class RCUBlock(nn.Module):
@@ -159,7 +308,7 @@ class CondAdapter(nn.Module):
         """Adapt ``x``; ``(N, out_channels, H, W)``."""
         if self.identity:
             return x
-        return self.conv(ops.cond_instance_norm_elu(x, y, self.norm.embed.weight, self.norm.eps))
+        return self.conv(norm_elu(self.norm, x, y))
 
 
 class MultiResFusion(nn.Module):

@@ -7,8 +7,7 @@ Belongs here: :class:`NCSN` and the checks of its inputs. Does not belong here: 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,18 @@ from torch import Tensor, nn
 from . import ops
 from .checks import height_and_width, positive_int
 from .config import NCSNConfig
-from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, norm_elu_conv
+from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, convolve, norm_elu_conv
 from .losses import Weighting, score_matching_loss
+from .ops.dispatch import values_are_at_hand
 from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
 from .ranges import IMAGE_RANGE, byte_hint, hint_range
-from .sampling import SAMPLERS, check_init, draw_seed, initial_state
+from .samplers import draw, sampled_here
+from .sampling import draw_seed
 from .schedules import check_sigmas, make_sigmas
 
 CLIP = 1.0  # data lie in [-1, 1]
+# What lucid's sample has by default, whatever the ladder.
+STEP_LR, INIT_DIST = 2e-5, "uniform"
 
 
 class NCSN(
@@ -125,9 +128,6 @@ class NCSN(
 
         # Known on the host, so that no forward has to ask the device.
         self._sigmas_are_set = False
-        self._trusts_labels = (
-            False  # while sampling, whose labels are right: no look at them each step
-        )
         self.register_load_state_dict_pre_hook(drop_running_statistics)
         self.register_load_state_dict_post_hook(_notice_loaded_sigmas)
         if config.sigmas is not None:
@@ -173,12 +173,12 @@ class NCSN(
         """
         self._require_sigmas()
         self._check_images(x)
-        labels = self._check_labels(labels, len(x))
+        labels = self._check_labels(labels, x.shape[0])
 
         convert = ops.wants_channels_last(x)
         if convert:  # here and at the end, for all the layers between
             x = x.contiguous(memory_format=torch.channels_last)
-        h = ops.conv3x3(x, self.begin_conv.weight, self.begin_conv.bias)
+        h = convolve(self.begin_conv, x)
         h1 = self.stage1(h, labels)
         h2 = self.stage2(h1, labels)
         h3 = self.stage3(h2, labels)
@@ -233,7 +233,9 @@ class NCSN(
         self._check_images(x)
         hint_range(self, x)
         if labels is None:
-            labels = torch.randint(self.config.num_classes, (len(x),), device=x.device)
+            labels = torch.randint(
+                self.config.num_classes, (len(x),), dtype=torch.int64, device=x.device
+            )
         labels = self._check_labels(labels, len(x)).expand(len(x)).contiguous()
         seed = draw_seed() if seed is None else seed
         sigma = self.sigmas.index_select(0, labels)
@@ -244,7 +246,7 @@ class NCSN(
 
     def score(self, x: Tensor, level: int) -> Tensor:
         """The score at one noise level, ``0 <= level < K``, for the whole batch: ``forward``."""
-        return self(x, torch.full((1,), level, device=x.device))
+        return self(x, torch.full((1,), level, dtype=torch.int64, device=x.device))
 
     def sample(
         self,
@@ -252,19 +254,19 @@ class NCSN(
         image_size: int | tuple[int, int],
         in_channels: int | None = None,
         n_steps_each: int = 100,
-        step_lr: float = 2e-5,
+        step_lr: float | None = None,
         clip: bool = True,
         denoise: bool = False,
         init: Tensor | None = None,
-        init_dist: str = "uniform",
+        init_dist: str | None = None,
         verbose: bool = True,
         *,
         seed: int | None = None,
         sample_offset: int = 0,
         callback: Callable[[int, Tensor], object] | None = None,
         sampler: str = "ald",
-        snr: float = 0.16,
-        predictor: str = "reverse_diffusion",
+        snr: float | None = None,
+        predictor: str | None = None,
         known: Tensor | None = None,
         mask: Tensor | None = None,
         return_intermediates: int | None = None,
@@ -282,12 +284,14 @@ class NCSN(
             in_channels: must be the model's, if given.
             n_steps_each: steps at each noise level; of ``"pc"``, corrector steps.
             step_lr: step size at the last level, in squared units of the data; not of ``"pc"``.
+                ``None``: 2e-5 for ``"ald"``; for ``"cas"`` the last level's variance.
             clip: clamp to [-1, 1] after every step; for another sampler than ``"ald"``, whose
                 states must be as wide as the noise, at the end.
             denoise: end with one step to the expected clean image.
             init: where to start, ``(n_samples, in_channels, H, W)``; not modified.
-            init_dist: without ``init``, start from ``"uniform"`` U(-1, 1) or ``"normal"`` N(0, 1);
-                samplers other than ``"ald"`` start from N(0, sigma_1^2), which they require.
+            init_dist: without ``init``, start from ``"uniform"`` U(-1, 1), ``"normal"`` N(0, 1) or
+                ``"prior"`` N(0, sigma_1^2). ``None``: ``"uniform"`` for ``"ald"``; ``"prior"`` for
+                other samplers, which require it.
             verbose: show a progress bar with the level's sigma.
             seed: of all the randomness, ``0 <= seed < 2**64``: image ``i`` of a seed is the same
                 whatever ``n_samples``. ``None``: drawn from torch's default CPU generator.
@@ -297,8 +301,8 @@ class NCSN(
             sampler: ``"ald"``, :func:`~ncsn_fast.sampling.annealed_langevin`; ``"cas"``,
                 :func:`~ncsn_fast.sampling.consistent_annealed`; ``"pc"``,
                 :func:`~ncsn_fast.sampling.predictor_corrector`.
-            snr: signal-to-noise ratio of the corrector of ``"pc"``.
-            predictor: of ``"pc"``, ``"reverse_diffusion"`` or ``"ancestral"``.
+            snr: signal-to-noise ratio of the corrector of ``"pc"``; ``None``: 0.16.
+            predictor: of ``"pc"``, ``"reverse_diffusion"`` (``None``) or ``"ancestral"``.
             known: images whose known region is kept, for inpainting; of the shape of the result, or
                 one that broadcasts to it.
             mask: bool, True where ``known`` is known, likewise; both or neither.
@@ -315,7 +319,7 @@ class NCSN(
             ScoreError: the network gave NaN or infinity; the message names the level and step.
             ValueError: a count or size below 1, a step_lr not positive and finite, another number
                 of channels, an ``init``, ``known`` or ``mask`` of another shape, an unknown
-                ``init_dist``, ``sampler`` or ``predictor``.
+                ``init_dist``, ``sampler`` or ``predictor``, an option of another sampler.
             TypeError: an argument of another type.
         """
         self._require_sigmas()
@@ -326,53 +330,42 @@ class NCSN(
             raise ValueError(f"in_channels must be the model's, {channels}, got {in_channels!r}")
         if not isinstance(clip, bool):
             raise TypeError(f"clip must be a bool (images are clamped to [-1, 1]), got {clip!r}")
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}, got {sampler!r}")
-
-        shape = (n_samples, channels, height, width)
-        seed = draw_seed() if seed is None else seed
-        weight = self.begin_conv.weight
-        sigmas = self.sigmas.tolist()
-        if init is None:
-            ald = sampler == "ald"
-            start = {"seed": seed, "sample_offset": sample_offset, "device": weight.device}
-            init = initial_state(shape, init_dist if ald else "normal", **start)
-            init = init if ald else sigmas[0] * init
-        else:
-            init = check_init(init, shape).to(weight.device)
-        if weight.is_contiguous(memory_format=torch.channels_last):
-            init = init.to(memory_format=torch.channels_last)
-        levels = torch.arange(self.config.num_classes, device=weight.device)
+        if sampler == "ald":
+            step_lr = STEP_LR if step_lr is None else step_lr
+            init_dist = INIT_DIST if init_dist is None else init_dist
+        weight = self._kernel()
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        levels = torch.arange(self.config.num_classes, dtype=torch.int64, device=weight.device)
 
         def score(x: Tensor, level: int | Tensor) -> Tensor:
             labels = level if isinstance(level, Tensor) else levels[level : level + 1]
             return self(x.to(weight.dtype), labels)
 
-        options: dict[str, Any] = {"denoise": denoise, "n_steps_each": n_steps_each}
-        if sampler == "pc":
-            options |= {"snr": snr, "predictor": predictor}
-        else:
-            options |= {"step_lr": step_lr}
-        if sampler == "ald":
-            options |= {"clip": CLIP if clip else None}
-        with _sampling(self):
-            drawn = SAMPLERS[sampler](
-                score,
-                init,
-                sigmas,
-                seed=seed,
-                sample_offset=sample_offset,
-                verbose=verbose,
-                callback=callback,
-                known=known,
-                mask=mask,
-                return_intermediates=return_intermediates,
-                cuda_graph=weight.is_cuda if cuda_graph is None else cuda_graph,
-                **options,
-            )
-        if clip and sampler != "ald":
-            (drawn if return_intermediates is None else drawn[0]).clamp_(-CLIP, CLIP)
-        return drawn
+        return draw(
+            self,
+            sampler,
+            {"level": score},
+            (n_samples, channels, height, width),
+            self.sigmas.tolist(),
+            device=weight.device,
+            layout=torch.channels_last if last else torch.contiguous_format,
+            n_steps_each=n_steps_each,
+            denoise=denoise,
+            clip=CLIP if clip else None,
+            init=init,
+            init_dist=init_dist,
+            seed=seed,
+            sample_offset=sample_offset,
+            step_lr=step_lr,
+            snr=snr,
+            predictor=predictor,
+            verbose=verbose,
+            callback=callback,
+            known=known,
+            mask=mask,
+            return_intermediates=return_intermediates,
+            cuda_graph=cuda_graph,
+        )
 
     @classmethod
     def from_pretrained(
@@ -441,6 +434,10 @@ class NCSN(
     def _notice_sigmas(self) -> None:
         self._sigmas_are_set = not self.sigmas.is_meta and bool((self.sigmas > 0).all())
 
+    def _kernel(self) -> Tensor:
+        """Of a convolution, for the dtype, device and layout of all; a layer may have been replaced."""
+        return next(p for p in self.parameters() if p.ndim == 4 and p.is_floating_point())
+
     def _check_images(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}")
@@ -452,7 +449,7 @@ class NCSN(
                 f"x must have shape (N, {channels}, H, W) with H and W at least 1, "
                 f"got {tuple(x.shape)}"
             )
-        dtype = self.begin_conv.weight.dtype
+        dtype = self._kernel().dtype
         if x.dtype != dtype and (
             x.dtype == torch.float64  # which autocast leaves alone
             or not torch.is_autocast_enabled(x.device.type)
@@ -468,12 +465,12 @@ class NCSN(
             raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
         if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
             raise TypeError(f"labels must be integers, got {labels.dtype}")
-        if labels.ndim != 1 or len(labels) not in (1, n):
+        if labels.ndim != 1 or labels.shape[0] not in (1, n):
             raise ValueError(f"labels must have shape ({n},) or (1,), got {tuple(labels.shape)}")
         labels = labels.long()
-        # In a compiled graph the range is the operators' business, as it is on the GPU.
-        look = labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling()
-        if look and not self._trusts_labels:
+        # Where the values cannot be seen, the range is the operators' business, as it is on the GPU.
+        # While sampling the labels are right by construction, and are not looked at in each step.
+        if values_are_at_hand(labels) and labels.numel() and not sampled_here(self):
             low, high = (bound.item() for bound in labels.aminmax())
             if low < 0 or high >= self.config.num_classes:
                 raise IndexError(
@@ -484,17 +481,3 @@ class NCSN(
 
 def _notice_loaded_sigmas(model: NCSN, incompatible_keys: Any) -> None:
     model._notice_sigmas()
-
-
-@contextmanager
-def _sampling(model: NCSN) -> Iterator[None]:
-    """Evaluation mode for the length of a block; then each module has its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    model._trusts_labels = True
-    try:
-        yield
-    finally:
-        model._trusts_labels = False
-        for module, training in modes:
-            module.training = training

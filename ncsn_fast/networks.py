@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .checks import positive_int
 from .embeddings import SigmaEmbedding
 from .interface import SigmaConditioned, plain_ladder
+from .layers import tell_called, why_not_plain
 from .ranges import IMAGE_RANGE
 
 # --- points ---------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class ScoreMLP(SigmaConditioned):
 
     def at_labels(self, x: Tensor, labels: Tensor) -> Tensor:
         """The score, each row at a level of the ladder; sigma is embedded once for each level, not for each row."""
-        if not self._sinusoidal:
+        if not self._sinusoidal or why_not_plain(self, ScoreMLP) is not None:
             return super().at_labels(x, labels)
         self._check(x, 1.0, (self.config.dim,))
         sigmas = self.sigmas.to(x.dtype)
@@ -150,7 +151,16 @@ class ScoreMLP(SigmaConditioned):
         return score / sigma.unsqueeze(1) if self.config.scale_by_sigma else score
 
     def at(self, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-        """The score at one noise level, for use without gradients: a perceptron with sigma put into its weights."""
+        """The score at one noise level, for use without gradients: a perceptron with sigma put into its weights.
+
+        Layers with hooks, of another class or with a forward of their own are called instead.
+        """
+        built = [(layer, nn.Linear) for layer in (*self.layers, self.last)]
+        for layer, kind in ((self, ScoreMLP), *built):
+            reason = why_not_plain(layer, kind)
+            if reason is not None:
+                tell_called(layer, reason)
+                return super().at(sigma)
         with torch.no_grad():
             sigma = sigma.to(self.last.weight.dtype).reshape(1)
             if self._sinusoidal:
@@ -274,6 +284,9 @@ class ScoreCNN(SigmaConditioned):
 
     def at(self, sigma: Tensor) -> Callable[[Tensor], Tensor]:
         """The score at one noise level, for use without gradients; sigma is embedded once."""
+        if (reason := why_not_plain(self, ScoreCNN)) is not None:
+            tell_called(self, reason)
+            return super().at(sigma)
         sigma = sigma.to(self.last.weight.dtype).reshape(1)
         with torch.no_grad():
             condition = self.projection(self.embedding(sigma))

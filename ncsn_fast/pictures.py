@@ -171,6 +171,11 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 300) -> 
     first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
+def require() -> None:
+    """ImportError, which says what to install, if pillow is missing: before work whose end is a picture."""
+    _pillow("Image")
+
+
 def _pillow(module: str) -> Any:
     """A module of pillow, ``Image``, ``ImageDraw`` or ``ImageFont``."""
     try:

@@ -147,10 +147,10 @@ def perturbed(
     """
     panels = _panels(1, len(levels), (PANEL, 1.12 * PANEL))[0]
     # Not the stream that points are drawn from: noise of the same numbers would go with the points.
-    noise = ops.philox_normal(data.shape, seed=seed, stream=ops.STREAM_TRAINING)
+    noise = ops.philox_normal(data.shape, seed=seed, stream=ops.STREAM_TRAINING, device="cpu")
     for panel, level in zip(panels, levels, strict=True):
         sigma = float(sigmas[level])
-        noisy = perturb(data.cpu(), torch.tensor([sigma]), noise)
+        noisy = perturb(data.cpu(), torch.tensor([sigma], dtype=torch.float32, device="cpu"), noise)
         _scatter(panel, noisy, BLUE)
         panel.set(title=f"level {level}: sigma {sigma:.3g}", **_square(noisy[:SHOWN], 0.05))
     return _done(panels, path)
@@ -188,7 +188,10 @@ def score_fields(
         rows["exact"] = lambda x, level: exact(x, float(sigmas[level]))
     panels = _panels(len(rows), len(levels), (PANEL * 1.25, PANEL))
     area = _square(data, 0.15)
-    grid = torch.cartesian_prod(*(torch.linspace(*area[limits], ARROWS) for limits in area))
+    plain = {"dtype": torch.float32, "device": "cpu"}
+    grid = torch.cartesian_prod(
+        *(torch.linspace(*area[limits], ARROWS, **plain) for limits in area)
+    )
     cell = (area["xlim"][1] - area["xlim"][0]) / (ARROWS - 1)
     for column, level in zip(panels.T, levels, strict=True):
         fields = [row(grid.to(data.device), level).cpu().float() for row in rows.values()]
@@ -341,8 +344,8 @@ def images(
 
 def running_mean(losses: Sequence[float]) -> Tensor:
     """Mean, at each step, over the last fiftieth of the steps so far (at least 10); float64 ``(N,)``."""
-    totals = torch.tensor([0.0, *losses], dtype=torch.float64).cumsum(0)
-    ends = torch.arange(1, len(losses) + 1)
+    totals = torch.tensor([0.0, *losses], dtype=torch.float64, device="cpu").cumsum(0)
+    ends = torch.arange(1, len(losses) + 1, dtype=torch.int64, device="cpu")
     begins = (ends - (ends // 50).clamp(min=10)).clamp(min=0)
     return (totals[ends] - totals[begins]) / (ends - begins)
 
@@ -369,6 +372,11 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> np.ndarray:
     """New Axes, ``(rows, columns)`` of a size each."""
     figure = _figure((columns * size[0], rows * size[1]))
     return figure.subplots(rows, columns, squeeze=False)
+
+
+def require() -> None:
+    """ImportError, which says what to install, if matplotlib is missing: before work whose end is a plot."""
+    _figure((1, 1))
 
 
 def _figure(size: tuple[float, float]) -> Any:

@@ -1,9 +1,9 @@
 """Samplers on a ladder of noise levels: from noise to samples, given only a score function.
 
 Belongs here: samplers as short functions over ``score(x, level)``, and the random numbers they
-start from. Does not belong here: networks (any function will do), the loop that all of them share
-(``engine.py``), the arithmetic of one step (``ops.langevin_step_``), samplers over a continuous
-sigma (``probability_flow.py``).
+start from. Does not belong here: networks (any function will do), how a network is sampled by one
+of them (``samplers.py``), the loop that all of them share (``engine.py``), the arithmetic of one
+step (``ops.langevin_step_``), samplers over a continuous sigma (``probability_flow.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from .engine import Chain, Now, ScoreError, draw_seed
 __all__ = [
     "INIT_DISTS",
     "PREDICTORS",
-    "SAMPLERS",
     "ScoreError",
     "annealed_langevin",
     "check_init",
@@ -276,13 +275,6 @@ def predictor_corrector(
     corrections = [correct] * n_steps_each
     levels = [[*corrections, predict]] * (len(sigmas) - 1) + [corrections]
     return chain.run(levels, denoise=denoise)
-
-
-SAMPLERS = {
-    "ald": annealed_langevin,
-    "cas": consistent_annealed,
-    "pc": predictor_corrector,
-}
 
 
 def initial_state(

@@ -75,7 +75,7 @@ def estimate_sigma_begin(data: Tensor, *, block: int = 1024) -> float:
     if not data.is_floating_point():
         raise TypeError(f"data must be floating point, got {data.dtype}{byte_hint(data.dtype)}")
     rows = data.detach().flatten(1).float().split(block) if len(data) > 1 else ()
-    largest = torch.zeros((), device=data.device)
+    largest = torch.zeros((), dtype=torch.float32, device=data.device)
     for i, some in enumerate(rows):
         for others in rows[i:]:
             largest = torch.maximum(largest, torch.cdist(some, others).max())
@@ -189,6 +189,9 @@ def check_sigmas(sigmas: Sequence[float] | Tensor, num_classes: int) -> Tensor:
     """
     try:
         values = torch.as_tensor(sigmas, device="cpu").detach()
+        if values.is_floating_point() and not hasattr(sigmas, "dtype"):
+            # Python numbers: they would be rounded to torch's default dtype.
+            values = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"sigmas must be a tensor or a sequence of numbers, got {sigmas!r}: {error}"

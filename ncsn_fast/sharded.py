@@ -13,10 +13,12 @@ import contextlib
 import hashlib
 import io
 import json
-import math
 import os
+import re
 import signal
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -26,13 +28,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .checkpoints import differences, write_atomically
 from .data import to_uint8
+from .progress import progress
 
 MANIFEST = "manifest.json"
 FORMATS = ("png", "npz")
+PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum
 POLL_SECONDS = 0.5
 # Waiting for the slowest process is no error; one that has died closes its connection, which is noticed at once.
 PATIENCE = timedelta(days=30)
@@ -75,16 +78,17 @@ def sample_to_folder(
     rank: int = 0,
     world: int = 1,
     verbose: bool = True,
+    say: Callable[[str], object] = print,
 ) -> None:
     """Draw samples 0 .. n-1 in batches, those of this process, and wait for the other processes.
 
     A batch that is in the folder already is not drawn again; so a run that was killed loses the batches it was at.
-    Every file appears whole, under its name, or not at all.
+    Every file appears whole, under its name, or not at all; one that was damaged since, emptied or cut, is drawn again.
 
     Args:
         draw: ``draw(begin, size)`` gives the samples from number ``begin`` on, ``(size, C, H, W)`` in [-1, 1].
         folder: is made if need be; all processes must see the same.
-        n: how many samples.
+        n: how many samples; the folder may hold fewer, and is extended.
         batch: how many are drawn at once; batch b is drawn by process ``b % world``.
         settings: everything else that the samples depend on, as plain JSON values. Kept in the manifest; a folder made
             with others is refused.
@@ -92,30 +96,39 @@ def sample_to_folder(
             each batch, ``0000-0255.npz``.
         rank, world: this process and how many there are, from :func:`processes`.
         verbose: show in process 0 how many samples of all processes are there.
+        say: is told in a sentence what was damaged.
 
     Raises:
-        ValueError: the folder holds samples made with other settings, or of unknown ones.
+        ValueError: the folder holds samples made with other settings, of unknown ones, or more than n.
         ShardError: another process has died.
         OSError: a file cannot be written.
     """
     folder = Path(folder)
-    digits = max(4, math.ceil(math.log10(n + 1)))
     settings = {"n": n, "batch": batch, "format": file_format, **settings}
     _agree(lambda: _prepare(folder, settings), rank, world)
 
     batches = [(begin, min(begin + batch, n)) for begin in range(0, n, batch)]
 
     def names(begin: int, end: int) -> list[str]:
-        if file_format == "npz":
-            return [f"{begin:0{digits}d}-{end - 1:0{digits}d}.npz"]
-        return [f"{i:0{digits}d}.png" for i in range(begin, end)]
+        return _names(begin, end, n, file_format)
 
     def count() -> int:
         there = _listing(folder)
         return sum(end - begin for begin, end in batches if there.issuperset(names(begin, end)))
 
     there = _listing(folder)
-    with tqdm(total=n, desc="samples", unit="", disable=not verbose or rank > 0) as bar:
+    damaged = []
+    for begin, end in batches[rank::world]:
+        size = end - begin if file_format == "npz" else 1
+        for name in there.intersection(names(begin, end)):
+            if not _is_whole(folder / name, size):
+                (folder / name).unlink()
+                damaged.append(name)
+    if damaged:
+        there = _listing(folder)
+        first = ", ".join(sorted(damaged)[:3])
+        say(f"{len(damaged)} damaged files are drawn again: {first}{', ...' * (len(damaged) > 3)}")
+    with progress(n, shown=verbose and rank == 0, desc="samples", unit="") as bar:
 
         def show() -> None:
             if not bar.disable:
@@ -141,6 +154,46 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _names(begin: int, end: int, n: int, file_format: str) -> list[str]:
+    """The files of samples begin .. end - 1 of n."""
+    digits = max(4, len(str(n)))
+    if file_format == "npz":
+        return [f"{begin:0{digits}d}-{end - 1:0{digits}d}.npz"]
+    return [f"{i:0{digits}d}.png" for i in range(begin, end)]
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether a file of samples can be read to its end, by its own checksums; OSError if it cannot be opened."""
+    data = path.read_bytes()
+    contents = io.BytesIO(data)
+    try:
+        if path.suffix == ".npz":
+            with np.load(contents) as arrays:
+                return len(arrays["images"]) == size
+        from PIL import Image
+
+        with Image.open(contents, formats=("PNG",)) as picture:
+            picture.verify()
+        return data.endswith(PNG_END)  # whose checksum pillow does not look at
+    except (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def _extend(folder: Path, n: int, batch: int, file_format: str) -> None:
+    """Make the files of a folder of fewer samples those of one of n; safe to be stopped and done again."""
+    for name in sorted(_listing(folder)):
+        found = re.fullmatch(rf"(\d+)(?:-(\d+))?\.{file_format}", name)
+        if found is None:
+            continue
+        begin, last = int(found[1]), int(found[2] or found[1])
+        if file_format == "npz" and last + 1 != min(begin + batch, n):
+            (folder / name).unlink()  # the last batch was smaller than it is now: drawn anew
+            continue
+        (wanted,) = _names(begin, last + 1, n, file_format)
+        if name != wanted:
+            os.replace(folder / name, folder / wanted)
+
+
 def _prepare(folder: Path, settings: dict[str, Any]) -> None:
     """The folder and its manifest; ValueError if it belongs to something else."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,12 +205,26 @@ def _prepare(folder: Path, settings: dict[str, Any]) -> None:
             held = json.loads(manifest.read_text())
         except ValueError as error:
             raise ValueError(f"{manifest} cannot be read: {error}") from error
+        if not isinstance(held, dict) or not isinstance(held.get("n"), int):
+            raise ValueError(
+                f"{manifest} cannot be read: it does not say how many samples there are"
+            )
+        fewer, n = held["n"], settings["n"]
         # As it would be read back: a tuple becomes a list.
-        different = differences(held, json.loads(json.dumps(settings)))
+        different = differences(held | {"n": n}, json.loads(json.dumps(settings)))
         if different:
             raise ValueError(
                 f"{folder} holds samples with other settings: {different}; choose another folder, or delete this one"
             )
+        if n < fewer:
+            raise ValueError(
+                f"{folder} is one of {fewer} samples, and {n} were asked for: it can be extended, not cut; "
+                f"ask for {fewer} or more, or choose another folder"
+            )
+        if n == fewer:
+            return
+        _extend(folder, n, settings["batch"], settings["format"])
+        write_atomically(manifest, (json.dumps(settings, indent=2) + "\n").encode())
         return
     foreign = sorted(
         f.name for f in folder.iterdir() if f.suffix in {f".{kind}" for kind in FORMATS}

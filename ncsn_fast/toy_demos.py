@@ -16,9 +16,9 @@ from torch import Tensor
 
 from . import plots
 from .checkpoints import CHECKPOINT_NAME, write_atomically
+from .data import Checkerboard, two_gaussians
 from .interface import ScoreModel
 from .networks import ScoreMLP
-from .data import Checkerboard, two_gaussians
 from .sampling import initial_state
 from .schedules import make_sigmas
 from .training import LOSSES_NAME, TrainingSettings, read_losses, train

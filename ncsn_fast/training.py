@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from . import ops
 from .checkpoints import (
@@ -45,7 +44,8 @@ from .checkpoints import (
 from .interface import ScoreModel, log_uniform_sigmas
 from .losses import WEIGHTINGS, LearnedWeighting
 from .model import NCSN
-from .ranges import byte_hint, check_range
+from .progress import progress
+from .ranges import byte_hint, check_range, no_more_hints
 
 LOSSES_NAME = "losses.csv"
 LOSS_COLUMNS = ("step", "loss", "learning_rate")
@@ -156,7 +156,8 @@ def train(
 
     Args:
         model: with its sigmas set. Trained in place, and moved to ``device``.
-        images: ``(N, C, H, W)`` in the network's ``data_range``, [-1, 1], or points ``(N, D)``; floating point, N >= 1; held on ``device``.
+        images: ``(N, C, H, W)`` in the network's ``data_range``, [-1, 1], or points ``(N, D)``; floating point,
+            finite, N >= 1; held on ``device``.
         settings: how to train.
         out: the folder; made if need be.
         resume: go on from the checkpoint in ``out``, exactly as that run would have: with the same configuration,
@@ -169,12 +170,16 @@ def train(
         The moving average, in evaluation mode: the network to sample from.
 
     Raises:
-        ValueError: images of another shape or dtype, outside the network's ``data_range`` or not finite; continuous levels for an NCSN, which knows its ladder only.
+        ValueError: images of another shape or dtype, outside the network's ``data_range`` or not finite; continuous
+            levels for an NCSN, which knows its ladder only.
         FileExistsError: ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is given.
         FileNotFoundError: ``resume``, and ``out`` holds no checkpoint.
         CheckpointError: a file could not be written; the checkpoint to resume is damaged, or of another run.
         TrainingError: the loss is no longer finite.
         TrainingInterrupted: Ctrl-C.
+
+    Warns:
+        DataRangeWarning: all images are in [0, 1], or almost black, as if they had been scaled otherwise.
     """
     out = Path(out).expanduser()
     path = out / CHECKPOINT_NAME
@@ -185,6 +190,7 @@ def train(
             f"{tuple(images.shape)}{byte_hint(images.dtype, expected)}"
         )
     check_range(images, expected, "images" if images.ndim == 4 else "points")
+    no_more_hints(model)
     if path.exists() and not (resume or overwrite):
         raise FileExistsError(
             f"{path} exists: resume that run, overwrite it, or choose another folder"
@@ -244,7 +250,7 @@ def train(
     total = max(settings.iterations, first)
     with (
         _deferred_interrupt() as interrupted,
-        tqdm(total=total, initial=first, desc="training", unit="step", disable=not verbose) as bar,
+        progress(total, shown=verbose, initial=first, desc="training", unit="step") as bar,
     ):
         while step < settings.iterations and not interrupted.is_set():
             rate = settings.lr_at(step)

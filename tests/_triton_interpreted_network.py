@@ -20,6 +20,7 @@ from ncsn_fast.kernels import cond_instance_norm_elu_backward as norm_backward
 from ncsn_fast.kernels import max_pool5 as pool
 from ncsn_fast.kernels import planes
 from ncsn_fast.ops import dispatch, reference
+from ncsn_fast.ops.schema import PADDINGS
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -204,7 +205,7 @@ def test_empty_batch():
     )
     assert y.shape == grad_x.shape == x.shape and mean.shape == rstd.shape == (0, 3)
     assert not grad_weight.any()
-    assert pool.max_pool5(x, "zero").shape == pool.max_pool5_backward(x, x, "zero").shape == x.shape
+    assert pool.max_pool5(x, 1).shape == pool.max_pool5_backward(x, x, 1).shape == x.shape
 
 
 @triton.jit
@@ -239,11 +240,11 @@ def test_elu_near_zero(half):
 def check_pool(x, padding):
     """Values and gradients as PyTorch's, also of equal numbers, infinities and NaN."""
     grad_y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
-    y = pool.max_pool5(in_nan(x)[0], padding)
+    y = pool.max_pool5(in_nan(x)[0], PADDINGS[padding])
     expected = reference.max_pool5(x, padding)
     assert y.dtype == x.dtype and y.stride() == x.stride()
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
-    grad_x = pool.max_pool5_backward(grad_y, in_nan(x)[0], padding)
+    grad_x = pool.max_pool5_backward(grad_y, in_nan(x)[0], PADDINGS[padding])
     expected = reference.max_pool5_backward(grad_y.double(), x.double(), padding)
     assert grad_x.dtype == x.dtype and grad_x.stride() == x.stride()
     assert_gradient(grad_x, expected, x.dtype)
@@ -318,8 +319,8 @@ def test_opcheck():
     calls = {
         "cond_instance_norm_elu": (x, labels, weight, 1e-5, True),
         "cond_instance_norm_elu_backward": (y, x, labels, weight, mean, rstd, True),
-        "max_pool5": (x, "zero"),
-        "max_pool5_backward": (y, x, "zero"),
+        "max_pool5": (x, PADDINGS["zero"]),
+        "max_pool5_backward": (y, x, PADDINGS["zero"]),
     }
     for name, arguments in calls.items():
         operator = getattr(torch.ops.ncsn_fast_triton, name).default

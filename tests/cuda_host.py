@@ -18,14 +18,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MARGIN = 64
 
 
-def compile_for_host(source: Path, folder: Path) -> ctypes.CDLL:
-    """The shared library of one source; skips the test if there is no compiler."""
+def compile_for_host(source: Path, folder: Path, *first: Path) -> ctypes.CDLL:
+    """The shared library of one source, with folders of headers to look in first; skips without a compiler."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:
         pytest.skip("no C++ compiler (CXX, c++ or g++)")
     target = folder / f"{source.stem}.so"
     flags = ["-std=c++17", "-O0", "-fno-math-errno", "-fno-strict-aliasing", "-shared", "-fPIC"]
-    includes = [f"-I{CSRC}", f"-I{source.parent}", f"-isystem{INCLUDE}"]
+    includes = [
+        *(f"-I{path}" for path in first),
+        f"-I{CSRC}",
+        f"-I{source.parent}",
+        f"-isystem{INCLUDE}",
+    ]
     subprocess.run([*compiler.split(), *flags, *includes, source, "-o", target], check=True)
     return ctypes.CDLL(str(target))
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import NCSN, cli
+from ncsn_fast import NCSN, cli, cli_sampling
 from ncsn_fast.checkpoints import load_checkpoint
 from ncsn_fast.data import load_images
 from ncsn_fast.training import TrainingInterrupted, read_losses
@@ -199,6 +202,7 @@ def test_sample_options_reach_the_sampler(ncsn_fast, trained, tmp_path, monkeypa
     out = ["--n", 5, "--batch", 3, "--out", tmp_path / "x.npy"]
     assert ncsn_fast("sample", trained, *options, *out)[0] == 0
     common = {"n_steps_each": 3, "step_lr": 0.5, "clip": True, "denoise": False, "seed": 0}
+    common |= {"sampler": "ald"}
     assert asked == [(3, 9, common | {"sample_offset": 0}), (2, 9, common | {"sample_offset": 3})]
 
 
@@ -245,6 +249,7 @@ def test_sample_into_a_folder_goes_on_where_it_was(ncsn_fast, refused, trained, 
     assert not list((tmp_path / "x").glob(".*"))
     assert "other settings: seed is 0 there and 1 here" in refused(*command, "--seed", 1)
     assert "other settings: batch is 3 there and 4 here" in refused(*command, "--batch", 4)
+    assert "is one of 7 samples, and 5 were asked for" in refused(*command, "--n", 5)
     (tmp_path / "x" / "manifest.json").unlink()
     assert "holds 0000.png but no manifest.json" in refused(*command)
 
@@ -280,6 +285,76 @@ def test_a_broken_network_is_one_line(refused, trained, tmp_path):
     line = refused("sample", tmp_path / "broken", "--image-size", 8, "--out", tmp_path / "x.png")
     assert "the score was NaN or infinite, first at level 0" in line
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sampler", "pc", "--step-lr", 0.1], "sampler 'pc' takes no step_lr"),
+        (["--snr", 0.1], "sampler 'ald' takes no snr"),
+        (["--sampler", "cas", "--predictor", "ancestral"], "sampler 'cas' takes no predictor"),
+        (["--sampler", "pc", "--clip"], "sampler 'pc' clamps at the end only"),
+        (["--grid", "file/grid.png"], "cannot make the folder file"),
+        (["--strip", "folder.png"], "folder.png: is a folder"),
+        (["--gif", "file/a.gif"], "cannot make the folder file"),
+        (["--grid", "grid.jpg"], "--grid makes a .png file, got grid.jpg"),
+        (["--gif", "x.png"], "--gif makes a .gif file, got x.png"),
+        (["--grid", "a.png", "--strip", "./a.png"], "--grid and --strip name the same file"),
+        (["--out", "a.png", "--grid", "a.png"], "--out and --grid name the same file"),
+        (["--out", "a.jpg"], "must end in .png, .npy or .npz"),
+    ],
+)
+def test_sample_refuses_before_any_work(refused, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(cli_sampling, "load_model", lambda *_: pytest.fail("work was begun"))
+    assert message in refused("sample", "run", *options)
+
+
+def test_a_missing_pillow_is_told_before_any_work(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_sampling, "load_model", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    out = ["--out", tmp_path / "x.npy", "--grid", tmp_path / "x.png"]
+    assert "pictures take pillow" in refused("sample", "run", *out)
+
+
+def test_schedule_refuses_its_plot_before_any_work(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_sampling, "load_digits", lambda: pytest.fail("work was begun"))
+    assert "is a folder" in refused("schedule", "--plot", tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "cannot make the folder" in refused("schedule", "--plot", tmp_path / "file" / "x.png")
+
+
+def test_a_folders_name_may_hold_a_dot(ncsn_fast, trained, tmp_path):
+    (tmp_path / "x.jpg").mkdir()  # a folder that is there is one, whatever its name
+    for name in ("samples_lr0.01", "v1.2/set", ".hidden", "x.jpg"):
+        assert ncsn_fast("sample", trained, "-n", 2, "--steps", 1, "--out", tmp_path / name)[0] == 0
+        assert len(list((tmp_path / name).glob("*.png"))) == 2
+
+
+def test_a_folder_is_extended_and_damage_is_told(ncsn_fast, trained, tmp_path):
+    command = ["sample", trained, "--batch", 4, "--steps", 1, "--out", tmp_path / "x"]
+    assert ncsn_fast(*command, "-n", 6)[0] == 0
+    assert ncsn_fast(*command, "-n", 9)[0] == 0
+    (tmp_path / "x" / "0002.png").write_bytes(b"")
+    status, _, err = ncsn_fast(*command, "-n", 9)
+    assert status == 0 and "1 damaged files are drawn again: 0002.png" in err
+    command[-1] = tmp_path / "y"
+    assert ncsn_fast(*command, "-n", 9)[0] == 0
+    x, y = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in "xy")
+    assert x == y and len(x) == 10
+
+
+def test_cas_has_a_default_step(ncsn_fast, trained, tmp_path):
+    options = ["-n", 1, "--steps", 1, "--sampler", "cas", "--out", tmp_path / "x.npy"]
+    assert ncsn_fast("sample", trained, *options)[0] == 0
+
+
+def test_a_model_without_a_ladder_is_one_line(refused, tmp_path):
+    NCSN(in_channels=1, nf=4, num_classes=3).save_pretrained(tmp_path)
+    line = refused("sample", tmp_path, "--image-size", 8, "--out", tmp_path / "x.png")
+    assert "has no noise levels" in line
 
 
 # --- schedule -------------------------------------------------------------------------------------
@@ -377,3 +452,147 @@ def test_a_missing_extra_is_one_line(refused, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     line = refused("train", "--out", tmp_path)
     assert line == 'ncsn-fast: the digits come with scikit-learn: pip install "ncsn_fast[demo]"'
+
+
+# --- errors of our own, no standard streams, the environment, sources beside an installed one -----
+
+
+def child(code, *arguments, cwd=None, path=None, **environment):
+    """A program of its own: what it printed, and how it ended."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "NCSN_FAST_BACKEND")}
+    kept |= {"OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, *(["-c", code] if code else []), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError, AttributeError, KeyError, RuntimeError, AssertionError]
+)
+def test_an_error_of_our_own_shows_its_traceback(ncsn_fast, monkeypatch, error):
+    def broken():
+        raise error("a fault")
+
+    monkeypatch.setattr(cli.info, "collect", broken)
+    status, out, err = ncsn_fast("info")
+    assert status == 1 and not out
+    assert "Traceback" in err and "in broken" in err
+    assert err.splitlines()[-1].startswith(f"ncsn-fast: unexpected {error.__name__}, a fault of ")
+
+
+def test_debug_shows_the_traceback_of_an_expected_error(ncsn_fast, monkeypatch):
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    assert "Traceback" not in ncsn_fast("sample", "nowhere")[2]
+    monkeypatch.setenv(cli.DEBUG, "1")
+    status, _, err = ncsn_fast("sample", "nowhere")
+    assert status == 2 and "Traceback" in err
+    assert err.splitlines()[-1].startswith("ncsn-fast: ")
+    for empty in ("", "0"):
+        monkeypatch.setenv(cli.DEBUG, empty)
+        assert "Traceback" not in ncsn_fast("sample", "nowhere")[2]
+    monkeypatch.setenv(cli.DEBUG, "0")
+    assert "Traceback" in ncsn_fast("--debug", "sample", "nowhere")[2]
+
+
+WINDOWED = """
+import sys, torch
+sys.stdout = sys.stderr = None
+from ncsn_fast import NCSN, cli
+from ncsn_fast.training import TrainingSettings, train
+def command(*arguments):
+    try:
+        cli.main(list(arguments))
+    except SystemExit as stop:
+        return stop.code
+out = sys.argv[1]
+model = NCSN(in_channels=1, nf=4, num_classes=3, sigmas=[1.0, 0.3, 0.1])
+model.sample(1, 4, n_steps_each=1)
+train(model, torch.zeros(4, 1, 8, 8), TrainingSettings(iterations=1, batch_size=2), out)
+draw = ["sample", out, "-n", "2", "--steps", "1", "--out"]
+codes = [command(*draw, out + "/x.npy"), command(*draw, out + "/folder"), command("sample", "none")]
+codes += [command("--help"), command("info"), command("nosuch")]
+assert codes == [0, 0, 2, 0, 0, 2], codes
+"""
+
+
+def test_without_standard_streams(tmp_path):
+    """As under pythonw."""
+    (tmp_path / "windowed.py").write_text(
+        f"try:\n{_indented(WINDOWED)}\nexcept BaseException:\n"
+        "    import traceback\n    open(sys.argv[1] + '.log', 'w').write(traceback.format_exc())\n    raise\n"
+    )
+    run = child(None, tmp_path / "windowed.py", tmp_path / "run")
+    log = tmp_path / "run.log"
+    assert run.returncode == 0, log.read_text() if log.exists() else run.returncode
+    assert (run.stdout, run.stderr) == ("", "")
+
+
+def _indented(code):
+    return "\n".join(f"    {line}" for line in code.splitlines())
+
+
+@pytest.mark.parametrize(
+    "name", ["NCSN_FAST_BACKEND", "NCSN_FAST_SIMD", "NCSN_FAST_DEBUG", "TRITON_INTERPRET"]
+)
+def test_a_variable_set_to_nothing_is_one_not_set(name):
+    code = "import ncsn_fast; print(ncsn_fast.ops.dispatch.policy()); ncsn_fast.ops.philox_normal((1, 4), seed=0)"
+    run = child(code, **{name: ""})
+    assert (run.returncode, run.stdout) == (0, "{'*': 'auto'}\n"), run.stderr
+
+
+def test_a_wrong_backend_of_the_environment_is_named():
+    run = child("import ncsn_fast", NCSN_FAST_BACKEND="fast")
+    assert run.returncode == 1
+    last = run.stderr.splitlines()[-1]
+    assert "NCSN_FAST_BACKEND: backend must be one of" in last and "got 'fast'" in last
+
+
+# As where no editable install is: its finder would lead back to the sources under test.
+PLAIN = """
+import runpy, sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "_frozen" in repr(finder)]
+"""
+INFO = f"{PLAIN}runpy.run_module('ncsn_fast.info', run_name='__main__', alter_sys=True)"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """Sources as a clone has them, nothing built, beside an installed package of that name."""
+    package, folder = Path(cli.__file__).parent, tmp_path_factory.mktemp("clone")
+    leave = shutil.ignore_patterns("*.so", "__pycache__", "benchmarks")
+    shutil.copytree(package, folder / "clone" / "ncsn_fast", ignore=leave)
+    (folder / "installed" / "ncsn_fast").mkdir(parents=True)
+    (folder / "installed" / "ncsn_fast" / "__init__.py").write_text("")
+    return folder
+
+
+def test_info_says_what_hides_what(clone):
+    path = str(clone / "installed")
+    run = child(INFO, cwd=clone / "clone", PYTHONPATH=path)
+    assert run.returncode == 0, run.stderr
+    here, there = (clone / name / "ncsn_fast" for name in ("clone", "installed"))
+    hides = f"imported from {here}, which hides the one installed at {there}"
+    assert f"package    {hides}" in run.stdout
+    assert f"cpu: the C++ extension is not beside the sources that run: {hides}" in run.stdout
+    assert "python -P" in run.stdout and "-e ." in run.stdout
+    alone = child(INFO, "--json", cwd=clone / "clone")
+    assert json.loads(alone.stdout)["shadows"] is None
+    assert "is not built" in json.loads(alone.stdout)["libraries"]["cpu"]
+
+
+def test_only_bench_needs_the_benchmarks(clone):
+    code = f"{PLAIN}from ncsn_fast.cli import main; main(sys.argv[1:])"
+    where = clone / "clone"
+    for command in ("sample", "train", "schedule", "demo", "info"):
+        run = child(code, command, "--help", cwd=where)
+        assert run.returncode == 0 and "Usage" in run.stdout, run.stderr
+    assert "bench" in child(code, "--help", cwd=where).stdout
+    run = child(code, "bench", "--quick", cwd=where)
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert "benchmarks" in run.stderr.splitlines()[-1]
+
+
+def test_bench_has_its_own_help(ncsn_fast):
+    status, out, _ = ncsn_fast("bench", "--help")
+    assert status == 0 and "--report" in out and "ncsn-fast bench" in out
+    status, _, err = ncsn_fast("bench", "--nosuch")
+    assert status == 2 and "No such option" in err.splitlines()[-1]

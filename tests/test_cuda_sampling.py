@@ -11,13 +11,21 @@ import pytest
 import torch
 
 from ncsn_fast import NCSN, engine, ops, use_backend
-from ncsn_fast.sampling import SAMPLERS, ScoreError, annealed_langevin, initial_state
+from ncsn_fast.samplers import SAMPLERS as RECORDS
+from ncsn_fast.sampling import ScoreError, annealed_langevin, initial_state
 from ncsn_fast.schedules import estimate_sigma_begin
 
 pytestmark = pytest.mark.cuda
 
+# The functions, of the samplers on a ladder.
+SAMPLERS = {name: known.function for name, known in RECORDS.items() if known.of == "level"}
 SIGMAS = [2.0, 1.2, 0.8]
 COMMON = {"n_steps_each": 12, "step_lr": 0.5 * 0.8**2, "seed": 5, "verbose": False}
+
+
+def common(sampler):
+    """The settings that the sampler takes."""
+    return {k: v for k, v in COMMON.items() if sampler != "pc" or k != "step_lr"}
 
 
 @pytest.fixture
@@ -55,7 +63,12 @@ def test_graphs_and_single_steps_agree(model, captures, deterministic, sampler, 
     model.to(memory_format=layout)
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[:3] = True
-    options = COMMON | {"sampler": sampler, "denoise": True, "known": torch.zeros(()), "mask": mask}
+    options = common(sampler) | {
+        "sampler": sampler,
+        "denoise": True,
+        "known": torch.zeros(()),
+        "mask": mask,
+    }
     expected, states = model.sample(4, 8, cuda_graph=False, return_intermediates=5, **options)
     assert not captures
     x, kept = model.sample(4, 8, return_intermediates=5, **options)
@@ -91,7 +104,7 @@ def test_graphs_of_exact_scores_give_the_same_bits(captures, backend):
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_no_step_waits(model, sampler, cuda_graph):
     def waits(n_steps_each):
-        options = COMMON | {"sampler": sampler, "cuda_graph": cuda_graph}
+        options = common(sampler) | {"sampler": sampler, "cuda_graph": cuda_graph}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import philox_oracle as oracle
 import pytest
 import torch
@@ -97,6 +98,19 @@ def test_step_and_step_size_as_tensors(backend):
                 x.clone(), score, step_size, seed=9, step=step, backend=backend
             )
             assert torch.equal(got, numbers)
+
+
+@BACKENDS
+def test_the_scale_of_the_noise_is_correctly_rounded(backend):
+    """With a score of zero and noise of one the step is the scale itself: sqrt(2 eta), as IEEE has it."""
+    zero, one = torch.zeros(1), torch.ones(1)
+    generator = torch.Generator().manual_seed(0)
+    for step_size in (0.1, 2e-5, *torch.rand(200, generator=generator).tolist()):
+        step_size = float(np.float32(step_size))
+        got = ops.langevin_step_(zero.clone(), zero, step_size, noise=one, backend=backend)
+        held = torch.tensor(step_size, dtype=torch.float32)
+        of_tensor = ops.langevin_step_(zero.clone(), zero, held, noise=one, backend=backend)
+        assert got.item() == of_tensor.item() == np.sqrt(np.float32(2 * step_size))
 
 
 @BACKENDS

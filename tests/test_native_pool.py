@@ -13,6 +13,7 @@ from torch.utils import deterministic
 
 from ncsn_fast import ops, use_backend
 from ncsn_fast.ops import extension, reference
+from ncsn_fast.ops.schema import PADDINGS as NUMBERS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -34,6 +35,7 @@ SHAPES = (
     (0, 3, 4, 4),
 )
 INF, NAN = float("inf"), float("nan")
+NEG_INF, ZERO = NUMBERS["neg_inf"], NUMBERS["zero"]
 
 max_pool5 = torch.ops.ncsn_fast.max_pool5.default
 max_pool5_backward = torch.ops.ncsn_fast.max_pool5_backward.default
@@ -100,7 +102,7 @@ def test_which_of_the_windows_elements_gets_the_gradient():
         x = torch.tensor(values).view(1, 1, 1, -1)
         grad_y = torch.zeros_like(x)
         grad_y[..., 0] = 1  # the window of the first pixel: the first three
-        return max_pool5_backward(grad_y, x, padding).flatten().tolist()
+        return max_pool5_backward(grad_y, x, NUMBERS[padding]).flatten().tolist()
 
     assert owner([1.0, 2.0, 2.0, 3.0]) == [0, 1, 0, 0]
     assert owner([0.0, -0.0, 0.0, 3.0]) == [1, 0, 0, 0]
@@ -124,11 +126,11 @@ def test_neither_threads_nor_the_batch_change_a_bit(shape, layout):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append((max_pool5(x, "zero"), max_pool5_backward(grad_y, x, "zero")))
+            results.append((max_pool5(x, ZERO), max_pool5_backward(grad_y, x, ZERO)))
     finally:
         torch.set_num_threads(before)
     alone = zip(x.split(1), grad_y.split(1), strict=True)
-    alone = [(max_pool5(a, "zero"), max_pool5_backward(g, a, "zero")) for a, g in alone]
+    alone = [(max_pool5(a, ZERO), max_pool5_backward(g, a, ZERO)) for a, g in alone]
     results.append([torch.cat(samples) for samples in zip(*alone, strict=True)])
     for y, grad_x in results[1:]:
         assert torch.equal(y, results[0][0]) and torch.equal(grad_x, results[0][1])
@@ -150,8 +152,8 @@ def test_every_element_is_written_and_none_outside_is_read(shape, dtype, layout)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(deterministic, "fill_uninitialized_memory", True)
             assert torch.empty(1).isnan()
-            y = max_pool5(between[0], "neg_inf")
-            grad_x = max_pool5_backward(between[1], between[0], "neg_inf")
+            y = max_pool5(between[0], NEG_INF)
+            grad_x = max_pool5_backward(between[1], between[0], NEG_INF)
     finally:
         torch.use_deterministic_algorithms(before)
     assert_same(y, reference.max_pool5(x))
@@ -166,7 +168,7 @@ def test_the_gradient_in_any_layout():
         others = [wide[..., ::2], torch.ones(()).expand(shape)]
         others += [others[0].contiguous(memory_format=other) for other in LAYOUTS]
         for grad_y in others:
-            got = max_pool5_backward(grad_y, x, "zero")
+            got = max_pool5_backward(grad_y, x, ZERO)
             assert got.is_contiguous(memory_format=layout)
             assert_same(got, reference.max_pool5_backward(grad_y.contiguous(), x, "zero"))
 
@@ -179,12 +181,12 @@ for dtype in DTYPES:
     for layout in LAYOUTS:
         for shape in SHAPES[::2]:
             x, grad_y = inputs(shape, dtype, layout, special)
-            assert_same(max_pool5(x, "zero"), reference.max_pool5(x, "zero"))
+            assert_same(max_pool5(x, ZERO), reference.max_pool5(x, "zero"))
             expected = reference.max_pool5_backward(grad_y, x)
-            assert_same(max_pool5_backward(grad_y, x, "neg_inf"), expected)
+            assert_same(max_pool5_backward(grad_y, x, NEG_INF), expected)
 x, grad_y = inputs((2, 20, 30, 40))
 grad_y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-grad_x = max_pool5_backward(grad_y, x, "zero")
+grad_x = max_pool5_backward(grad_y, x, ZERO)
 print(hashlib.sha256(grad_x.numpy().tobytes()).hexdigest())
 """
 
@@ -230,7 +232,7 @@ def test_gradients_to_second_order(padding, record_backends):
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (0, 3, 5, 6), (2, 3, 1, 1)], ids=str)
 def test_opcheck(shape, layout):
     x, grad_y = inputs(shape, layout=layout)
-    for padding in PADDINGS:
+    for padding in NUMBERS.values():
         torch.library.opcheck(max_pool5, (x, padding))
         torch.library.opcheck(max_pool5_backward, (grad_y, x, padding))
 
@@ -259,14 +261,14 @@ def test_the_operator_guards_its_memory():
         (x.int(), "floating point"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            max_pool5(bad, "zero")
+            max_pool5(bad, ZERO)
         with pytest.raises(RuntimeError, match=message):
-            max_pool5_backward(bad, bad, "zero")
-    with pytest.raises(RuntimeError, match="neg_inf or zero, got reflect"):
-        max_pool5(x, "reflect")
+            max_pool5_backward(bad, bad, ZERO)
+    with pytest.raises(RuntimeError, match=r"0 \(neg_inf\) or 1 \(zero\), got 2"):
+        max_pool5(x, 2)
     with pytest.raises(RuntimeError, match="shape of x"):
-        max_pool5_backward(x[:, :2], x, "zero")
+        max_pool5_backward(x[:, :2], x, ZERO)
     with pytest.raises(RuntimeError, match="dtype of x"):
-        max_pool5_backward(x.double(), x, "zero")
+        max_pool5_backward(x.double(), x, ZERO)
     with pytest.raises(RuntimeError, match="cannot serve max_pool5: strides"):
         ops.max_pool5(x[..., ::2], backend="native")

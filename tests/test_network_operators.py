@@ -12,6 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from ncsn_fast import ops
 from ncsn_fast.ops import autograd, reference
+from ncsn_fast.ops.schema import PADDINGS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -40,7 +41,7 @@ def pool_as_operator(x, padding="neg_inf"):
 NORMS = pytest.mark.parametrize("norm", [ops.cond_instance_norm_elu, as_operator])
 COLUMNS = pytest.mark.parametrize("columns", [2, 3], ids=["plain", "plusplus"])
 POOLS = pytest.mark.parametrize("pool", [ops.max_pool5, pool_as_operator])
-PADDINGS = pytest.mark.parametrize("padding", ["neg_inf", "zero"])
+WITH_PADDINGS = pytest.mark.parametrize("padding", ["neg_inf", "zero"])
 
 
 # --- conditional instance norm + ELU --------------------------------------------------------------
@@ -214,7 +215,7 @@ def brute_force_pool(x, padding):
 
 
 @POOLS
-@PADDINGS
+@WITH_PADDINGS
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -230,7 +231,7 @@ def test_pool_against_windows(pool, padding, layout, shape, dtype):
     assert_gradient(torch.autograd.grad(y, x, grad)[0], expected, dtype)
 
 
-@PADDINGS
+@WITH_PADDINGS
 def test_pool_gradients_to_second_order(padding):
     x = torch.randn(2, 2, 4, 5, dtype=torch.float64).requires_grad_()
     for call in (
@@ -332,8 +333,8 @@ def operator_calls():
     return {
         "cond_instance_norm_elu": [plain, (channels_last, *plain[1:])],
         "cond_instance_norm_elu_backward": [(y, x, labels, weight, mean, rstd, True)],
-        "max_pool5": [(x, "neg_inf"), (channels_last, "zero")],
-        "max_pool5_backward": [(y, x, "zero"), (y, x, "neg_inf")],
+        "max_pool5": [(x, PADDINGS["neg_inf"]), (channels_last, PADDINGS["zero"])],
+        "max_pool5_backward": [(y, x, PADDINGS["zero"]), (y, x, PADDINGS["neg_inf"])],
         **unit_calls(),
     }
 

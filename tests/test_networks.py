@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from tolerances import assert_forward
@@ -11,9 +14,11 @@ from ncsn_fast.checkpoints import CheckpointError, load_checkpoint, load_model
 from ncsn_fast.embeddings import SigmaEmbedding
 from ncsn_fast.interface import SigmaConditioned, log_uniform_sigmas
 from ncsn_fast.losses import LearnedWeighting
-from ncsn_fast.sampling import SAMPLERS
+from ncsn_fast.samplers import SAMPLERS as RECORDS
 from ncsn_fast.training import TrainingSettings, train
 
+# The functions, of the samplers on a ladder.
+SAMPLERS = {name: known.function for name, known in RECORDS.items() if known.of == "level"}
 SIGMAS = (2.0, 1.0, 0.5)
 
 
@@ -148,6 +153,183 @@ def test_images_of_any_size():
     assert model(torch.zeros(2, 1, 1, 1), 0.5).shape == (2, 1, 1, 1)
     with pytest.raises(ValueError, match="samples are no images"):
         mlp().sample(1, 8)
+
+
+# --- one rule for all networks --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", ALL)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "pc", "step_lr": 123.0}, "sampler 'pc' takes no step_lr"),
+        ({"sampler": "ald", "snr": 0.2}, "sampler 'ald' takes no snr"),
+        ({"sampler": "cas", "predictor": "ancestral"}, "sampler 'cas' takes no predictor"),
+        ({"sampler": "pc", "init_dist": "nonsense"}, "init_dist must be one of"),
+        ({"sampler": "pc", "init_dist": "uniform"}, "sampler 'pc' starts from init_dist prior"),
+        ({"sampler": "cas", "step_lr": 1e-9}, "step_lr must be from .* on this ladder"),
+        ({"sampler": "nonsense"}, "sampler must be one of"),
+    ],
+)
+def test_every_network_refuses_the_same(make, options, message):
+    model = make()
+    with pytest.raises(ValueError, match=message):
+        model.sample(2, 6 if make is not mlp and make is not concat else None, **options)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_every_sampler_has_defaults_that_the_ladder_allows(make):
+    model = make()
+    size = None if make in (mlp, concat) else 6
+    for name, sampler in RECORDS.items():
+        if make is ncsn and sampler.of == "sigma":
+            with pytest.raises(ValueError, match="sampler must be one of"):
+                model.sample(2, size, sampler=name)
+            continue
+        assert model.sample(2, size, sampler=name, n_steps_each=2, seed=0).isfinite().all()
+
+
+def test_an_option_of_no_sampler():
+    with pytest.raises(TypeError, match="no sampler takes an option 'stepps'"):
+        mlp().sample(2, stepps=3)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_clip_at_the_end_where_states_are_wide(make):
+    model = make()
+    size = None if make in (mlp, concat) else 6
+    bound = {"clip": True} if make is ncsn else {"clip": 1.0}
+    for name in ("ald", "cas", "pc"):
+        x = model.sample(4, size, sampler=name, n_steps_each=1, seed=0, **bound)
+        assert x.abs().max() == 1, name
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_evaluation_mode_while_sampling(make):
+    model = make().train()
+    inner = list(model.modules())[2].eval()
+    seen = []
+    before = {name: module.training for name, module in model.named_modules()}
+    size = None if make in (mlp, concat) else 6
+    model.sample(
+        2,
+        size,
+        n_steps_each=1,
+        callback=lambda *_: seen.append(any(module.training for module in model.modules())),
+    )
+    assert seen and not any(seen)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert not inner.training
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_threads_that_overlap_leave_the_mode_as_it_was(make):
+    """The second begins while the first samples, and goes on after the first has ended."""
+    model = make().train()
+    size = None if make in (mlp, concat) else 6
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    modes = []
+
+    def first(level, x):
+        first_is_in.set()
+        assert second_is_in.wait(30)
+
+    def second(level, x):
+        second_is_in.set()
+        assert first_is_out.wait(30)
+        modes.append(model.training)
+
+    def run(callback):
+        model.sample(1, size, n_steps_each=1, callback=callback)
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(run, first)
+        assert first_is_in.wait(30)
+        two = pool.submit(run, second)
+        one.result()
+        first_is_out.set()
+        two.result()
+    assert modes and not any(modes)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_thread_that_samples_takes_no_look_at_labels_from_another():
+    model, told = ncsn(), []
+
+    def other():
+        try:
+            model(torch.zeros(1, 1, 6, 6), torch.tensor([3]))
+        except IndexError as error:
+            told.append(str(error))
+
+    def callback(level, x):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(other).result()
+
+    model.sample(1, 6, n_steps_each=1, callback=callback)
+    assert told == ["labels must be in 0..2, got 3..3"] * 3
+
+
+# --- torch's defaults -----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["float64", "bfloat16", "float16", "meta"])
+def other_default(request):
+    """Torch makes tensors of another dtype, or without memory, wherever a call does not say."""
+    if request.param == "meta":
+        torch.set_default_device("meta")
+    else:
+        torch.set_default_dtype(getattr(torch, request.param))
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=ALL)
+def with_values(request):
+    """A network made before, and what it gives: samples of every sampler, and the loss."""
+    model = request.param()
+    x = data_for(model)
+    size = None if request.param in (mlp, concat) else 6
+
+    def values():
+        options = {"n_steps_each": 2, "seed": 3, "denoise": True}
+        names = [n for n in RECORDS if not (n == "ode" and request.param is ncsn)]
+        drawn = [model.sample(2, size, sampler=name, **options) for name in names]
+        loss, _ = model.get_loss(x, seed=1, labels=labels)
+        return [*drawn, loss.detach(), model.score(x, 1).detach()]
+
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    return model, x, values, values()
+
+
+def test_torchs_defaults_change_no_value(with_values, other_default):
+    model, x, values, expected = with_values
+    for got, wanted in zip(values(), expected, strict=True):
+        assert torch.equal(got, wanted)
+    loss, labels = model.get_loss(x)
+    assert labels.dtype == torch.int64 and loss.isfinite()
+    ladder = [0.3333333, 0.1111111]
+    if not isinstance(model, NCSN):
+        model.set_sigmas(ladder)
+        assert model.sigmas.dtype == torch.float32
+        assert model.sigmas.tolist() == pytest.approx(ladder, rel=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("make", ALL)
+def test_a_network_made_in_another_default_dtype(make, dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        model = make()
+        size = None if make in (mlp, concat) else 6
+        x = model.sample(2, size, n_steps_each=1, seed=0)
+        loss, _ = model.get_loss(data_for(make()).to(dtype))
+        loss.backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert x.dtype == model.sigmas.dtype == torch.float32
+    assert next(model.parameters()).dtype == dtype
 
 
 # --- training -------------------------------------------------------------------------------------

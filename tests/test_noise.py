@@ -13,7 +13,7 @@ import torch
 from tolerances import NORMAL
 
 from ncsn_fast import ops
-from ncsn_fast.ops import extension, reference
+from ncsn_fast.ops import extension, reference, schema
 
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "native"])
 SHAPES = ((3, 3, 8, 8), (2, 5, 7, 9), (1, 1), (5, 1001), (2, 3, 1, 1), (2, 3, 2, 5, 3), (4,))
@@ -137,3 +137,9 @@ def test_simd_levels_agree_to_the_bit():
 def test_bad_arguments(change, error, message):
     with pytest.raises(error, match=message):
         ops.philox_normal(**{"shape": (2, 8), "seed": 0} | change)
+
+
+def test_no_operator_takes_a_string():
+    """The stable ABI leaks a string argument at every call."""
+    for name, text in schema.SCHEMAS.items():
+        assert "str " not in text, name

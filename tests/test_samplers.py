@@ -10,8 +10,8 @@ import torch
 from ncsn_fast import NCSN, ops
 from ncsn_fast.engine import KNOWN_NOISE_STEPS
 from ncsn_fast.probability_flow import log_likelihood, probability_flow
+from ncsn_fast.samplers import SAMPLERS as RECORDS
 from ncsn_fast.sampling import (
-    SAMPLERS,
     ScoreError,
     annealed_langevin,
     consistent_annealed,
@@ -20,6 +20,8 @@ from ncsn_fast.sampling import (
 )
 from ncsn_fast.schedules import make_sigmas
 
+# The functions, of the samplers on a ladder.
+SAMPLERS = {name: known.function for name, known in RECORDS.items() if known.of == "level"}
 N = 5000
 # Correlated; both eigenvalues, 1.4 and 0.1, are well above the last sigma squared.
 MEAN, COVARIANCE = torch.tensor([0.5, -0.3]), torch.tensor([[1.0, 0.6], [0.6, 0.5]])

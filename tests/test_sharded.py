@@ -95,13 +95,13 @@ def test_ranks_refuse_together(network, tmp_path, monkeypatch, rank):
 
     def broadcast(failure):
         if rank == 0:
-            assert "holds samples with other settings: n is 2 there and 4 here" in failure[0]
+            assert "holds samples with other settings: batch is 2 there and 3 here" in failure[0]
         else:
             failure[0] = told
 
     monkeypatch.setattr(sharded.dist, "broadcast_object_list", broadcast)
-    with pytest.raises(ValueError, match=told if rank else "n is 2 there and 4 here"):
-        sharded.sample_to_folder(pytest.fail, out, 4, 2, {}, rank=rank, world=2)
+    with pytest.raises(ValueError, match=told if rank else "batch is 2 there and 3 here"):
+        sharded.sample_to_folder(pytest.fail, out, 4, 3, {}, rank=rank, world=2)
 
 
 def test_fingerprint():
@@ -125,3 +125,91 @@ def test_torchrun_draws_into_a_folder_only(network, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["sample", str(network), "--out", "x.png", "--device", "cpu"])
     assert "several processes draw into a folder, but --out is x.png" in capsys.readouterr().err
+
+
+# --- a folder that is gone on with ----------------------------------------------------------------
+
+
+def drawn(begin, size):
+    """Sample i is the grey level i / 10."""
+    values = torch.arange(begin, begin + size, dtype=torch.float32) / 10
+    return values.reshape(-1, 1, 1, 1).expand(size, 1, 5, 5)
+
+
+def fill(folder, n, file_format="png", **options):
+    """A folder of n samples in batches of 4; what was drawn, and what was said."""
+    calls, told = [], []
+
+    def draw(begin, size):
+        calls.append(begin)
+        return drawn(begin, size)
+
+    options = {"file_format": file_format, "verbose": False, "say": told.append} | options
+    sharded.sample_to_folder(draw, folder, n, 4, {}, **options)
+    return calls, told
+
+
+def contents(folder):
+    return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "last byte", "other kind", "flipped"])
+@pytest.mark.parametrize("file_format", ["png", "npz"])
+def test_a_damaged_file_is_drawn_again(tmp_path, file_format, damage):
+    assert fill(tmp_path, 9, file_format) == ([0, 4, 8], [])
+    whole = contents(tmp_path)
+    name = sorted(n for n in whole if n.endswith(file_format))[1]
+    data = whole[name]
+    middle = len(data) // 2
+    bad = {
+        "emptied": b"",
+        "cut": data[:middle],
+        "last byte": data[:-1],
+        "other kind": b"GIF89a" + data,
+        "flipped": data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :],
+    }[damage]
+    (tmp_path / name).write_bytes(bad)
+    calls, told = fill(tmp_path, 9, file_format)
+    assert calls == [0 if file_format == "png" else 4]
+    assert told == [f"1 damaged files are drawn again: {name}"]
+    assert contents(tmp_path) == whole
+    assert fill(tmp_path, 9, file_format) == ([], [])
+
+
+def test_each_process_looks_at_its_own_files(tmp_path, monkeypatch):
+    fill(tmp_path, 12)
+    for name in ("0001.png", "0005.png"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(sharded, "_agree", lambda prepare, rank, world: prepare())
+    monkeypatch.setattr(sharded, "_wait_for_all", lambda show: None)
+    assert fill(tmp_path, 12, rank=1, world=2) == (
+        [4],
+        ["1 damaged files are drawn again: 0005.png"],
+    )
+    assert fill(tmp_path, 12, rank=0, world=2)[0] == [0]
+
+
+@pytest.mark.parametrize(("few", "many"), [(6, 9), (8, 9), (3, 4), (9998, 10001)])
+@pytest.mark.parametrize("file_format", ["png", "npz"])
+def test_a_folder_is_extended(tmp_path, monkeypatch, file_format, few, many):
+    """It holds then what a folder has that was drawn in one go."""
+    if few > 100:  # names grow by a digit; not so many files for it
+        real = sharded._names
+        monkeypatch.setattr(sharded, "_names", lambda b, e, n, f: real(b, e, n * 1000, f))
+        few, many = 8, 11
+    fill(tmp_path / "a", few, file_format)
+    calls, told = fill(tmp_path / "a", many, file_format)
+    assert calls == [b for b in range(0, many, 4) if min(b + 4, many) > few] and not told
+    fill(tmp_path / "b", many, file_format)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with pytest.raises(ValueError, match=f"is one of {many} samples, and {few} were asked for"):
+        fill(tmp_path / "a", few, file_format)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"n": "many"}', "\ufeff{"])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    fill(tmp_path, 3)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="manifest.json cannot be read"):
+        fill(tmp_path, 3)

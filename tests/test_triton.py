@@ -19,6 +19,8 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from _triton_ahead import TARGETS, check, compile_kernel, launches_of  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import make_backend  # noqa: E402
+from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from ncsn_fast.kernels import (  # noqa: E402
     cond_instance_norm_elu,
@@ -147,6 +149,34 @@ def test_no_value_compiles_a_kernel_anew(kernel):
     for parameter in kernel.params:
         if not parameter.is_constexpr:
             assert parameter.do_not_specialize != parameter.name.endswith("_ptr"), parameter.name
+
+
+def test_a_slice_of_a_table_compiles_nothing_anew():
+    """The levels' step sizes stand side by side: only the first lies at a multiple of 16 bytes."""
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is set: nothing is compiled")
+    kernel = langevin_step.langevin_step_kernel
+    target = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, target)
+    x, table, steps = torch.zeros(8), torch.zeros(8), torch.zeros(8, dtype=torch.int64)
+    numbers = {"total_groups": 1, "groups": 1, "channels": 1, "spatial": 1, "clip": 1.0}
+    numbers |= {"step_size": 0.0, "seed_lo": 0, "seed_hi": 0, "step": 0, "sample_offset": 0}
+    constants = {p.name: 1 for p in kernel.params if p.is_constexpr}
+    variants = {
+        repr(
+            bind(
+                x_ptr=x,
+                score_ptr=x,
+                noise_ptr=None,
+                step_size_ptr=table[level:],
+                step_ptr=steps[level:],
+                **numbers,
+                **constants,
+            )[1]
+        )
+        for level in range(3)
+    }
+    assert len(variants) == 1
 
 
 def test_numbers_are_int32():

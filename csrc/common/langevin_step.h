@@ -11,7 +11,7 @@
 
 namespace ncsn {
 
-NCSN_HD float langevin_noise_scale(float step_size) { return sqrtf(2.0f * step_size); }
+NCSN_HD float langevin_noise_scale(float step_size) { return square_root(2.0f * step_size); }
 
 // clip = infinity leaves everything as it is. NaN stays NaN, as in torch.clamp.
 NCSN_HD float langevin_update(float x, float score, float z, float step_size, float noise_scale,

@@ -164,6 +164,15 @@ NCSN_HD SinCos sincos_turn(int32_t odd) {
 
 }  // namespace detail
 
+// The square root, correctly rounded whatever the compiler's flags.
+NCSN_HD float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(x);
+#else
+  return sqrtf(x);
+#endif
+}
+
 // u = ((word >> 9) + 0.5) * 2^-23: exact in float32, never 0, never 1.
 NCSN_HD float uniform(uint32_t word) {
   return static_cast<float>(detail::odd_numerator(word)) * 0x1p-24f;
@@ -175,7 +184,7 @@ NCSN_HD Quad uniform4(PhiloxWords w) {
 
 // sqrt(-2 ln u) of the word's uniform.
 NCSN_HD float normal_radius(uint32_t word) {
-  return sqrtf(-2.0f * detail::ln(uniform(word)));
+  return square_root(-2.0f * detail::ln(uniform(word)));
 }
 
 // Box-Muller: r cos t, r sin t from words 0 and 1, the same from words 2 and 3. |z| <= 5.77.

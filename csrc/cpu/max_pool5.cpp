@@ -12,11 +12,11 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <string>
 #include <type_traits>
 #include <vector>
 
 #include "common/batch.h"
+#include "common/max_pool5.h"
 #include "common/dtype.h"
 #include "cpu/simd.h"
 
@@ -648,28 +648,20 @@ void run(const Kernel& kernel) {
 
 // --- the operators --------------------------------------------------------------------------------
 
-void check(const Tensor& x, const std::string& padding) {
-  check_like(x, x, "x");
-  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 axes, got ", x.dim());
-  STD_TORCH_CHECK(is_contiguous(x) || is_channels_last(x), "x must be contiguous or channels_last");
-  STD_TORCH_CHECK(padding == "zero" || padding == "neg_inf",
-                  "padding must be neg_inf or zero, got ", padding);
-}
-
-Tensor max_pool5(Tensor x, std::string padding) {
-  check(x, padding);
+Tensor max_pool5(Tensor x, int64_t padding) {
+  const bool zero_border = check_pool(x, padding);
   Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Forward<T>{static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
-                   padding == "zero", Tasks(x, Forward<T>::kRowElements)});
+                   zero_border, Tasks(x, Forward<T>::kRowElements)});
   });
   return y;
 }
 
-Tensor max_pool5_backward(Tensor grad_y, Tensor x, std::string padding) {
-  check(x, padding);
+Tensor max_pool5_backward(Tensor grad_y, Tensor x, int64_t padding) {
+  const bool zero_border = check_pool(x, padding);
   check_like(grad_y, x, "grad_y");
   STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type(), "grad_y must have the dtype of x");
   Tensor grad_x = torch::stable::empty_like(x);
@@ -682,7 +674,7 @@ Tensor max_pool5_backward(Tensor grad_y, Tensor x, std::string padding) {
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Backward<T>{static_cast<const T*>(grad_y.data_ptr()), static_cast<const T*>(x.data_ptr()),
-                    static_cast<T*>(grad_x.data_ptr()), padding == "zero",
+                    static_cast<T*>(grad_x.data_ptr()), zero_border,
                     Tasks(x, Backward<T>::kRowElements)});
   });
   return grad_x;

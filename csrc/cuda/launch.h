@@ -11,6 +11,9 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 #include "cuda/block.cuh"
 #include "cuda/grid.h"
@@ -29,7 +32,9 @@ NCSN_HD DeviceThread this_thread(char* memory) {
 extern __shared__ __align__(16) char shared_memory[];
 
 inline void check_cuda(cudaError_t error, const char* what, int device) {
-  STD_TORCH_CHECK(error == cudaSuccess, "ncsn_fast: ", what, " on cuda:", device,
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it is reported here: left behind, the next call to look would take it for its own
+  STD_TORCH_CHECK(false, "ncsn_fast: ", what, " on cuda:", device,
                   " failed: ", cudaGetErrorString(error));
 }
 
@@ -45,6 +50,24 @@ inline dim3 blocks_of(int64_t x, int64_t y) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y < kMaxBlocksY ? y : kMaxBlocksY));
 }
 
+// Lets the kernel have as much dynamic shared memory as a block of the device can. Once, and at once the most: threads that
+// each asked for what their launch needs would take it from each other between asking and launching.
+inline void allow_shared_memory(const void* kernel, const char* name, int device) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({kernel, device}) != 0) return;
+  int most = 0;
+  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name,
+             device);
+  cudaFuncAttributes code = {};
+  check_cuda(cudaFuncGetAttributes(&code, kernel), name, device);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  most - static_cast<int>(code.sharedSizeBytes)),
+             name, device);
+  allowed.insert({kernel, device});
+}
+
 // kernel(args...) on the current stream of the tensor's device.
 template <typename... Args>
 void launch(const char* name, void (*kernel)(Args...), const LaunchShape& shape,
@@ -55,9 +78,7 @@ void launch(const char* name, void (*kernel)(Args...), const LaunchShape& shape,
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   if (shape.shared > kAlways) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shape.shared)),
-               name, device);
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), name, device);
   }
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -70,8 +91,8 @@ void launch(const char* name, void (*kernel)(Args...), const LaunchShape& shape,
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
   config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  // What it returns is this launch's error; cudaGetLastError would also give one that others have left behind.
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), name, device);
-  check_cuda(cudaGetLastError(), name, device);
 }
 
 // kernel(args, grid), a thread or several for each group of four elements.

@@ -3,10 +3,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <string>
 #include <type_traits>
 
 #include "common/batch.h"
+#include "common/max_pool5.h"
 #include "cuda/launch.h"
 #include "cuda/max_pool5.cuh"
 
@@ -60,14 +60,6 @@ LaunchShape shape_of(const PoolTiling& t) {
   return {blocks_of(blocks < kMost ? blocks : kMost, 1), dim3(kPoolThreads)};
 }
 
-void check(const Tensor& x, const std::string& padding) {
-  check_like(x, x, "x");
-  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 axes, got ", x.dim());
-  STD_TORCH_CHECK(is_contiguous(x) || is_channels_last(x), "x must be contiguous or channels_last");
-  STD_TORCH_CHECK(padding == "zero" || padding == "neg_inf",
-                  "padding must be neg_inf or zero, got ", padding);
-}
-
 bool is_aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
 }
@@ -82,15 +74,15 @@ PoolTiling tiling_of(const Tensor& x, bool aligned) {
                       multiprocessors);
 }
 
-Tensor max_pool5(Tensor x, std::string padding) {
-  check(x, padding);
+Tensor max_pool5(Tensor x, int64_t padding) {
+  const bool zero_border = check_pool(x, padding);
   Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     const PoolForwardArgs<T> args = {tiling_of<T>(x, is_aligned(x) && is_aligned(y)),
                                      static_cast<const T*>(x.const_data_ptr()),
-                                     static_cast<T*>(y.mutable_data_ptr()), padding == "zero"};
+                                     static_cast<T*>(y.mutable_data_ptr()), zero_border};
     for_tiling<T>(args.tiling, [&](auto width, auto along) {
       launch("max_pool5", pool_forward_kernel<T, width(), along()>, shape_of(args.tiling), x, args);
     });
@@ -98,8 +90,8 @@ Tensor max_pool5(Tensor x, std::string padding) {
   return y;
 }
 
-Tensor max_pool5_backward(Tensor grad_y, Tensor x, std::string padding) {
-  check(x, padding);
+Tensor max_pool5_backward(Tensor grad_y, Tensor x, int64_t padding) {
+  const bool zero_border = check_pool(x, padding);
   check_like(grad_y, x, "grad_y");
   STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type(), "grad_y must have the dtype of x");
   Tensor grad_x = torch::stable::empty_like(x);
@@ -113,7 +105,7 @@ Tensor max_pool5_backward(Tensor grad_y, Tensor x, std::string padding) {
                                       static_cast<const T*>(x.const_data_ptr()),
                                       static_cast<const T*>(grad.const_data_ptr()),
                                       static_cast<T*>(grad_x.mutable_data_ptr()),
-                                      choices.mutable_data_ptr<uint8_t>(), padding == "zero"};
+                                      choices.mutable_data_ptr<uint8_t>(), zero_border};
     for_tiling<T>(args.tiling, [&](auto width, auto along) {
       const char* name = "max_pool5_backward";
       const LaunchShape shape = shape_of(args.tiling);

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 WHITE = "white"
 Background = str | int | Sequence[int]
-# Of a broken file: which one depends on the format.
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError)
+# Of a broken file: which one depends on the format, such as RuntimeError for AVIF, DDS and BLP.
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError)
 
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # grey, more than 8 bits
 # Formats whose greys of more than 8 bits span 0..65535, by the format itself or because pillow scales them.
@@ -67,7 +67,9 @@ def read_image(
             if image.mode in DEEP_MODES:
                 image = _deep_grey(opened, image)
             elif opened.format == "TIFF" and UNSIGNED not in _tag(opened, TIFF_SAMPLE_FORMAT):
-                raise _unclear(image, "its values have a sign, so that none of them is said to be black")
+                raise _unclear(
+                    image, "its values have a sign, so that none of them is said to be black"
+                )
             elif sixteen_bit_rgb and "transparency" in image.info:
                 # The transparent colour has 16 bits; of the pixels pillow has kept the upper 8.
                 image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
@@ -140,7 +142,8 @@ def _deep_grey(opened: Image.Image, image: Image.Image) -> Image.Image:
         full = _white(opened)
         if full is None or low < 0 or high > full:
             raise _unclear(
-                image, f"it holds {low} to {high}, and does not say which value is white; save it as 8 or 16 bits"
+                image,
+                f"it holds {low} to {high}, and does not say which value is white; save it as 8 or 16 bits",
             )
     grey = values.astype(np.float64) * (255 / full)
     # Pillow leaves these as they are, though it inverts greys of 8 bits.

@@ -28,9 +28,16 @@ from .checks import (
     names,
     overlaps_itself,
 )
-from .dispatch import layout_of, select, select_convolution, set_backend, use_backend
+from .dispatch import (
+    layout_of,
+    select,
+    select_convolution,
+    set_backend,
+    transform,
+    use_backend,
+)
 from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
-from .schema import PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
+from .schema import PADDINGS, PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
 
 __all__ = [
     "STREAM_INIT",
@@ -51,8 +58,7 @@ __all__ = [
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
-    # In forward mode an operator would drop the tangents in silence; the autograd.Function raises.
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:  # where a tensor may have a tangent
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -139,7 +145,7 @@ def max_pool5(x: Tensor, *, padding: str = "neg_inf", backend: str | None = None
         return reference.max_pool5(x, padding)
     if _needs_gradient(x):
         return autograd.MaxPool5.apply(x, padding, chosen)
-    return operator("max_pool5", chosen)(x, padding)
+    return operator("max_pool5", chosen)(x, PADDINGS[padding])
 
 
 def norm_elu_conv3x3(
@@ -278,13 +284,21 @@ def _convolve(
 
 
 def wants_channels_last(x: Tensor) -> bool:
-    """Whether the convolutions would convert ``x`` to channels_last, and their results back.
+    """Whether the convolutions of a network would convert ``x`` to channels_last, each of them, and its result back.
 
-    A network asks once, and converts its input and its output instead.
+    A network asks once, and converts its input and its output instead. On a CPU our convolution engine wants it; on a
+    GPU the tensor cores do, in half precision. float32 stays as it is there: cuDNN computes it in either layout.
     """
-    if x.device.type != "cpu" or x.is_contiguous(memory_format=torch.channels_last):
+    if transform() is not None:
         return False
-    return select("norm_elu_conv3x3", None, x) == "native"
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    if x.device.type == "cuda":
+        # Autocast leaves float64 alone.
+        cast = torch.is_autocast_enabled("cuda") and x.dtype != torch.float64
+        dtype = torch.get_autocast_dtype("cuda") if cast else x.dtype
+        return dtype in (torch.float16, torch.bfloat16)
+    return x.device.type == "cpu" and select("norm_elu_conv3x3", None, x) == "native"
 
 
 # --- noise and the Langevin update ----------------------------------------------------------------

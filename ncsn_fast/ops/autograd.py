@@ -3,7 +3,8 @@
 An operator's first gradient is its ``_backward`` operator. Differentiating that gradient goes through the reference
 with its statistics recomputed: saved statistics taken as constants would make second derivatives wrong without a word.
 A second ``Function`` records that, where a graph of the gradient is wanted; else its cost a call is saved.
-Forward-mode differentiation raises, as ``autograd.Function`` without a ``jvp`` does.
+A gradient that is itself asked for within a transform (a batch of gradients, a tangent of one) goes the reference's way
+too. The Functions raise in forward mode, as those without a ``jvp`` do; the dispatcher keeps calls there from them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from . import reference
-from .schema import operator
+from .dispatch import transform
+from .schema import PADDINGS, operator
+
+
+def _transformed(grad_y: Tensor) -> bool:
+    """Whether a gradient is asked for within a transform, or for a batch of them at once (``is_grads_batched``)."""
+    if transform() is not None:
+        return True
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad_y)
 
 
 def reference_vjp(
@@ -72,7 +82,11 @@ class CondInstanceNormELU(Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
+        if _transformed(grad_y):
+            x, labels, weight, *_ = ctx.saved_tensors
+            forward = _norm_of(labels, *ctx.settings[:2])
+            grads = reference_vjp(forward, (x, weight), (grad_y,))
+        elif torch.is_grad_enabled():
             grads = CondInstanceNormELUBackward.apply(grad_y, *ctx.saved_tensors, *ctx.settings)
         else:
             _, elu, backend = ctx.settings
@@ -105,16 +119,18 @@ class CondInstanceNormELUBackward(Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_y, x, labels, weight = ctx.saved_tensors
-        eps, elu = ctx.settings
+        forward = _norm_of(labels, *ctx.settings)
 
         def first_gradient(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
-            def forward(x: Tensor, weight: Tensor) -> Tensor:
-                return reference.cond_instance_norm_elu(x, labels, weight, eps, elu)
-
             return reference_vjp(forward, (x, weight), (grad_y,))
 
         seconds = reference_vjp(first_gradient, (grad_y, x, weight), grads)
         return (seconds[0], seconds[1], None, seconds[2], None, None, None, None, None)
+
+
+def _norm_of(labels: Tensor, eps: float, elu: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """The reference as a function of what has a gradient."""
+    return lambda x, weight: reference.cond_instance_norm_elu(x, labels, weight, eps, elu)
 
 
 class MaxPool5(Function):
@@ -124,15 +140,19 @@ class MaxPool5(Function):
     def forward(ctx: FunctionCtx, x: Tensor, padding: str, backend: str) -> Tensor:
         ctx.save_for_backward(x)
         ctx.settings = (padding, backend)
-        return operator("max_pool5", backend)(x, padding)
+        return operator("max_pool5", backend)(x, PADDINGS[padding])
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
+        if _transformed(grad_y):
+            pool = partial(reference.max_pool5, padding=ctx.settings[0])
+            (grad_x,) = reference_vjp(pool, ctx.saved_tensors, (grad_y,))
+        elif torch.is_grad_enabled():
             grad_x = MaxPool5Backward.apply(grad_y, *ctx.saved_tensors, *ctx.settings)
         else:
             padding, backend = ctx.settings
-            grad_x = operator("max_pool5_backward", backend)(grad_y, *ctx.saved_tensors, padding)
+            backward = operator("max_pool5_backward", backend)
+            grad_x = backward(grad_y, *ctx.saved_tensors, PADDINGS[padding])
         return grad_x, None, None
 
 
@@ -143,7 +163,7 @@ class MaxPool5Backward(Function):
     def forward(ctx: FunctionCtx, grad_y: Tensor, x: Tensor, padding: str, backend: str) -> Tensor:
         ctx.save_for_backward(grad_y, x)
         ctx.padding = padding
-        return operator("max_pool5_backward", backend)(grad_y, x, padding)
+        return operator("max_pool5_backward", backend)(grad_y, x, PADDINGS[padding])
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -188,7 +208,13 @@ class NormELUConv3x3(Function):
     def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, _, norm_weight, weight, bias, residual = ctx.needs_input_grad[:6]
         needed = (x, norm_weight, weight, bias)
-        grads = NormELUConv3x3Backward.apply(grad_y, *ctx.saved_tensors, needed, *ctx.settings)
+        if _transformed(grad_y):
+            x, labels, norm_weight, weight, *_ = ctx.saved_tensors
+            no_bias = weight.new_zeros(weight.shape[0], requires_grad=bias)
+            forward = _unit_of(labels, *ctx.settings[:2])
+            grads = reference_vjp(forward, (x, norm_weight, weight, no_bias), (grad_y,))
+        else:
+            grads = NormELUConv3x3Backward.apply(grad_y, *ctx.saved_tensors, needed, *ctx.settings)
         return (grads[0], None, *grads[1:], grad_y if residual else None, None, None, None)
 
 
@@ -232,19 +258,28 @@ class NormELUConv3x3Backward(Function):
         grad_y, x, labels, norm_weight, weight = ctx.saved_tensors
         needed, dilation, eps = ctx.settings
 
-        def forward(x: Tensor, norm_weight: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-            if labels is None:
-                return reference.conv3x3(x, weight, bias, None, dilation)
-            return reference.norm_elu_conv3x3(
-                x, labels, norm_weight, weight, bias, None, dilation, None, eps
-            )
+        forward = _unit_of(labels, dilation, eps)
 
         def first_gradient(
             grad_y: Tensor, x: Tensor, norm_weight: Tensor | None, weight: Tensor
         ) -> tuple[Tensor | None, ...]:
-            bias = grad_y.new_zeros(weight.shape[0], requires_grad=needed[3])
+            bias = weight.new_zeros(weight.shape[0], requires_grad=needed[3])
             return reference_vjp(forward, (x, norm_weight, weight, bias), (grad_y,))
 
         inputs = (grad_y, x, norm_weight, weight)
         seconds = reference_vjp(first_gradient, inputs, grads)
         return (*seconds[:2], None, *seconds[2:], *[None] * 6)
+
+
+def _unit_of(labels: Tensor | None, dilation: int, eps: float) -> Callable[..., Tensor]:
+    """The reference as a function of what has a gradient; without labels, of the convolution alone."""
+
+    def forward(x: Tensor, norm_weight: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        if labels is None:
+            # Not reference.conv3x3, whose channels_last result is not to be had within vmap.
+            return F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+        return reference.norm_elu_conv3x3(
+            x, labels, norm_weight, weight, bias, None, dilation, None, eps
+        )
+
+    return forward

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .schema import PADDINGS
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-PADDINGS = ("neg_inf", "zero")
 
 
 def names(dtypes: Sequence[torch.dtype]) -> str:
@@ -82,7 +83,7 @@ def check_seed(seed: int) -> int:
 
 
 def check_padding(padding: str) -> None:
-    if padding not in PADDINGS:
+    if padding not in tuple(PADDINGS):
         raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import extension
 
@@ -80,6 +81,47 @@ def use_backend(name: str, op: str | None = None) -> Iterator[None]:
 def policy() -> dict[str, str]:
     """What :func:`set_backend` and :func:`use_backend` have chosen: operator, or "*" for all others, to backend."""
     return dict(_policy)
+
+
+@extension.constant  # torch.compile guards on the transforms around a call by itself
+def _in_functorch() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+@extension.constant
+def _being_written_down() -> bool:
+    """Whether the calls are recorded into a graph for elsewhere: torch.export, ONNX, torch.jit.trace."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def transform() -> str | None:
+    """Why only the reference serves now: a transform around the call, which kernels know nothing of; None without one.
+
+    A kernel would drop tangents in silence, and cannot see through batched tensors.
+    """
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation goes through the reference alone"
+    if _in_functorch():
+        return (
+            "a transform of torch.func (grad, vjp, jvp, vmap, ...) goes through the reference alone"
+        )
+    return None
+
+
+def values_are_at_hand(x: Tensor) -> bool:
+    """Whether Python can read the values of ``x`` without a wait: on the CPU, and neither traced nor transformed."""
+    return x.device.type == "cpu" and values_are_real(x)
+
+
+def values_are_real(x: Tensor) -> bool:
+    """Whether Python can read the values of ``x``, if need be after a wait: it is neither traced nor transformed."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and transform() is None
+        and not _being_written_down()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 def layout_of(x: Tensor) -> str | None:
@@ -173,7 +215,7 @@ def select_convolution(
     if conv_algo == "direct":
         return "reference"
     if conv_algo == "winograd":
-        reason = why_not("native", op, tensors[0].device.type, *tensors)
+        reason = transform() or why_not("native", op, tensors[0].device.type, *tensors)
         if reason is not None:
             raise BackendError(f"conv_algo 'winograd' cannot serve {op}: {reason}")
         return "native"
@@ -211,6 +253,11 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         ValueError: there is no backend of that name.
     """
     choice = _policy.get(op, _policy["*"]) if backend is None else _check_backend(backend)
+    reason = transform()
+    if reason is not None:
+        if choice in ("auto", "reference"):
+            return "reference"
+        raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
     device_type = tensors[0].device.type
     if choice != "auto":
         reason = why_not(choice, op, device_type, *tensors)
@@ -219,13 +266,16 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         if reason is not None:
             raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
         return choice
+    if _being_written_down():  # a graph that runs without this package
+        return "reference"
     for name in AUTO.get(device_type, ()):
         if why_not(name, op, device_type, *tensors) is None:
             return name
     return "reference"
 
 
-_wanted = os.environ.get("NCSN_FAST_BACKEND", "auto")
+# Set to nothing is as good as not set, as of any environment variable.
+_wanted = os.environ.get("NCSN_FAST_BACKEND", "").strip() or "auto"
 try:
     set_backend(_wanted)
 except ValueError as error:

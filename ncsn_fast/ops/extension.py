@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -27,8 +29,8 @@ _kernels: dict[tuple[str, str, str], bool] = {}  # asked only once the library i
 _lock = threading.Lock()
 
 
-def _constant(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
-    """Lets torch.compile call the function while it traces, and take its answer as a constant.
+def constant(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
+    """Lets torch.compile call the function while it traces, and take its answer as a constant, without a guard.
 
     ``torch.compiler.assume_constant_result`` does the same, and imports the whole compiler for it.
     """
@@ -36,7 +38,7 @@ def _constant(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
     return function
 
 
-@_constant
+@constant
 def status(library: str) -> str | None:
     """None if the kernel library (``"cpu"``, ``"cuda"`` or ``"triton"``) is loaded, else the reason why it is not."""
     if library not in _status:
@@ -50,8 +52,24 @@ def status(library: str) -> str | None:
 _LOAD_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
 
 
+def shadowed() -> str | None:
+    """What to do where this package hides another, as a clone's sources do an installed one; None if it hides none."""
+    here = Path(__file__).resolve().parent.parent
+    for entry in sys.path:
+        other = Path(entry, here.name).resolve()
+        if other != here and (other / "__init__.py").is_file():
+            return (
+                f"imported from {here}, which hides the one installed at {other}: run from another folder, "
+                f"by python -P or PYTHONSAFEPATH=1, or install this one by pip install --no-build-isolation -e ."
+            )
+    return None
+
+
 def _load_cpu() -> str | None:
     if importlib.util.find_spec("ncsn_fast._C") is None:
+        hides = shadowed()
+        if hides is not None:
+            return f"the C++ extension is not beside the sources that run: {hides}"
         return f"the C++ extension is not built: with torch installed, {BUILD_COMMAND}"
     try:
         importlib.import_module("ncsn_fast._C")
@@ -118,7 +136,7 @@ def build_config() -> dict[str, object] | None:
     return dict(importlib.import_module("ncsn_fast._C").build_config())
 
 
-@_constant
+@constant
 def has_kernel(op: str, backend: str, device_type: str) -> bool:
     """Whether the backend's loaded library implements the operator for the device type."""
     key = (op, backend, device_type)

@@ -340,6 +340,17 @@ def philox_normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **
 STREAM_INIT, STREAM_LANGEVIN, STREAM_TRAINING, STREAM_OTHER = 0, 1, 2, 3
 
 
+def noise_scale(step_size: Tensor) -> Tensor:
+    """``sqrt(2 step_size)`` of a float32 number, correctly rounded, so that every backend has the same bits.
+
+    A library's float32 root may be off by a unit in the last place on one processor and not on another. One in float64
+    may be too, but its rounding to float32 is right: no root of a float32 number is so near to the middle of two.
+    """
+    if step_size.device.type == "mps":  # has no float64
+        return torch.sqrt(2.0 * step_size)
+    return torch.sqrt(2.0 * step_size.double()).float()
+
+
 def langevin_step_(
     x: Tensor,
     score: Tensor,
@@ -367,5 +378,5 @@ def langevin_step_(
     if not isinstance(step_size, Tensor):
         step_size = torch.full((), step_size, dtype=torch.float32, device=x.device)
     step_size = step_size.reshape(())
-    x.add_(step_size * score.float()).add_(torch.sqrt(2.0 * step_size) * noise.float())
+    x.add_(step_size * score.float()).add_(noise_scale(step_size) * noise.float())
     return x if clip is None else x.clamp_(-clip, clip)

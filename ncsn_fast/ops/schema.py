@@ -16,6 +16,11 @@ NATIVE, TRITON = "ncsn_fast", "ncsn_fast_triton"
 # Kinds of `philox_`, and the dtype each writes.
 PHILOX_BITS, PHILOX_UNIFORM, PHILOX_NORMAL = 0, 1, 2
 
+# What surrounds a pool's image, as the operators take it. A string would leak at every call: the stable ABI hands C++ a
+# copy of it that nobody owns. So no operator of this project takes a string.
+PADDINGS = {"neg_inf": 0, "zero": 1}
+_PADDING_NAMES = {number: name for name, number in PADDINGS.items()}
+
 SCHEMAS = {
     "cond_instance_norm_elu": (
         "(Tensor x, Tensor labels, Tensor weight, float eps, bool elu)"
@@ -25,8 +30,8 @@ SCHEMAS = {
         "(Tensor grad_y, Tensor x, Tensor labels, Tensor weight, Tensor mean, Tensor rstd, bool elu)"
         " -> (Tensor grad_x, Tensor grad_weight)"
     ),
-    "max_pool5": "(Tensor x, str padding) -> Tensor",
-    "max_pool5_backward": "(Tensor grad_y, Tensor x, str padding) -> Tensor",
+    "max_pool5": "(Tensor x, int padding) -> Tensor",
+    "max_pool5_backward": "(Tensor grad_y, Tensor x, int padding) -> Tensor",
     "norm_elu_conv3x3": (
         "(Tensor x, Tensor labels, Tensor norm_weight, Tensor weight, Tensor? bias,"
         " Tensor? residual, int dilation, float eps) -> (Tensor y, Tensor mean, Tensor rstd)"
@@ -48,6 +53,14 @@ SCHEMAS = {
         " -> ()"
     ),
 }
+
+
+def _max_pool5(x, padding):
+    return reference.max_pool5(x, _PADDING_NAMES[padding])
+
+
+def _max_pool5_backward(grad_y, x, padding):
+    return reference.max_pool5_backward(grad_y, x, _PADDING_NAMES[padding])
 
 
 def _langevin_step_(
@@ -92,8 +105,8 @@ def _philox_(out, seed, step, sample_offset, stream, kind):
 KERNELS = {
     "cond_instance_norm_elu": reference.cond_instance_norm_elu_with_statistics,
     "cond_instance_norm_elu_backward": reference.cond_instance_norm_elu_backward,
-    "max_pool5": reference.max_pool5,
-    "max_pool5_backward": reference.max_pool5_backward,
+    "max_pool5": _max_pool5,
+    "max_pool5_backward": _max_pool5_backward,
     "norm_elu_conv3x3": reference.norm_elu_conv3x3_with_statistics,
     "conv3x3": reference.conv3x3,
     "conv3x3_weight_gradient": reference.conv3x3_weight_gradient,

@@ -1,0 +1,16 @@
+"""The progress bar of every loop.
+
+Belongs here: what all bars have in common. Does not belong here: what is counted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress(total: int, *, shown: bool, **options: Any) -> tqdm:
+    """A tqdm bar on standard error, if it is to be shown and there is one: a windowed program (pythonw) has none."""
+    return tqdm(total=total, disable=not shown or sys.stderr is None, **options)

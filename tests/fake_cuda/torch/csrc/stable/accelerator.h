@@ -1,0 +1,6 @@
+#pragma once
+namespace torch::stable::accelerator {
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+}  // namespace torch::stable::accelerator
