@@ -29,7 +29,7 @@ def cnn():
 
 
 def mlp():
-    model = ScoreMLP(2, 8)
+    model = ScoreMLP(2, [8])
     model.set_sigmas(SIGMAS)
     return model
 

@@ -61,7 +61,7 @@ def read_image(
     behind = check_background(background)
     try:
         with Image.open(file) as opened:
-            sixteen_bit_rgb = any(tile[3] == "RGB;16B" for tile in opened.tile)
+            sixteen_bit_rgb = any(tile[3] == "RGB;16B" for tile in opened.tile or ())
             opened.load()
             image = ImageOps.exif_transpose(opened)
             if image.mode in DEEP_MODES:
