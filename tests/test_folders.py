@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ncsn_fast.data import load_images, to_uint8
+from ncsn_fast.data.folders import find_images
 
 
 def save(path, level):
@@ -183,6 +184,14 @@ def test_a_folder_of_nothing_but_other_files_says_what_it_holds(tmp_path):
     save(tmp_path / ".hidden.png", 1)
     with pytest.raises(ValueError, match=r"holds no image .*skipped 2 names in .*: .*1 hidden"):
         load_images(tmp_path, 2, 1)
+
+
+def test_names_of_any_kind_in_sorted_order(tmp_path):
+    names = ["10.png", "2.png", "B.png", "a b.png", "é.png", "日本.png", "new\nline.png"]
+    for name in names:
+        save(tmp_path / name, 100)
+    files, skipped = find_images(tmp_path)
+    assert [file.name for file in files] == sorted(names) and not skipped
 
 
 def test_the_order_does_not_depend_on_the_folder(tmp_path):

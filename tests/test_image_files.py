@@ -284,8 +284,10 @@ def test_premultiplied_tiff(tmp_path):
     tiff(tmp_path / "a.tiff", pairs.tobytes(), 8, premultiplied=True)
     try:
         Image.open(tmp_path / "a.tiff").close()
-    except OSError as error:
-        pytest.skip(f"this pillow does not read them: {error}")
+    except OSError:  # older pillows do not know it
+        with pytest.raises(ValueError, match="cannot read"):
+            read(tmp_path / "a.tiff", 1)
+        return
     got = np.array(read(tmp_path / "a.tiff", 1))
     assert np.abs(got - [[0, 255], [191, 255]]).max() <= 1
 

@@ -89,6 +89,7 @@ def test_data_in_the_range_and_noise_are_silent(make):
     """Also the first batch of a network that is only tried, with standard normal numbers."""
     assert hints_of(make().get_loss, torch.rand(4, 1, 8, 8) * 2 - 1) == []
     assert hints_of(make().get_loss, torch.randn(16, 1, 8, 8)) == []
+    assert hints_of(make().get_loss, (torch.rand(4, 1, 8, 8) * 2 - 1) * 1.2) == []
 
 
 def test_the_look_follows_the_range_of_the_class():
@@ -152,6 +153,18 @@ def test_one_graph_without_a_look():
         backend="eager",
     )
     assert hints_of(compiled, torch.rand(2, 1, 8, 8)) == []
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_of_the_ncsn_does_not_look():
+    model, labels, x = ncsn(), torch.tensor([0, 1]), torch.rand(2, 1, 8, 8)
+
+    def loss(x, labels):
+        return model.get_loss(x, labels=labels, seed=1)[0]
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert hints_of(compiled, x, labels) == []
+    torch.testing.assert_close(compiled(x, labels), loss(x, labels))
 
 
 def test_tensors_without_values():
