@@ -78,10 +78,18 @@ def test_get_loss_hints_once(make, x, hint):
 
 
 @NETWORKS
-def test_the_hint_names_the_line_of_the_caller(make):
-    with pytest.warns(DataRangeWarning) as record:
-        make().get_loss(torch.rand(2, 1, 8, 8))
-    assert record[0].filename == __file__
+def test_the_hint_names_the_line_of_the_caller(make, tmp_path):
+    x = torch.rand(4, 1, 8, 8)
+    np.save(tmp_path / "a.npy", x.numpy())
+    settings = TrainingSettings(iterations=1, batch_size=2)
+    for call in (
+        lambda: make().get_loss(x),
+        lambda: train(make(), x, settings, tmp_path / "run", verbose=False),
+        lambda: load_images(tmp_path / "a.npy", 8, 1),
+    ):
+        with pytest.warns(DataRangeWarning) as record:
+            call()
+        assert record[0].filename == __file__
 
 
 @NETWORKS
@@ -221,7 +229,7 @@ def test_train_refuses(make, images, message, tmp_path):
 
 def test_points_may_have_any_finite_values(tmp_path):
     assert hints_of(run, mlp(), torch.rand(8, 2) * 1000, tmp_path / "run") == []
-    with pytest.raises(ValueError, match="points must be finite"):
+    with pytest.raises(ValueError, match="must be finite"):
         run(mlp(), torch.tensor([[0.0, torch.nan]]), tmp_path / "other")
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import integer
+from ..streams import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from . import autograd, reference
 from .autograd import needs_gradient
 from .checks import (
@@ -40,7 +42,6 @@ from .functional._convolution import check_convolution, convolve
 from .functional.avg_pool5 import avg_pool5
 from .functional.conv3x3_mean_pool import conv3x3_mean_pool
 from .functional.elu_conv3x3 import elu_conv3x3
-from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from .schema import PADDINGS, PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
 
 __all__ = [
@@ -194,7 +195,8 @@ def norm_elu_conv3x3(
     Source: Winograd 1980; Lavin & Gray 2015 (arXiv:1509.09308).
     """
     labels = check_norm(x, labels, norm_weight, "norm_weight")
-    check_convolution(x, weight, bias, residual, dilation)
+    dilation = integer("dilation", dilation, 1)
+    check_convolution(x, weight, bias, residual)
     if pool is not None:
         check_padding(pool)
     eps = check_number("eps", eps, 0.0)
@@ -226,7 +228,8 @@ def conv3x3(
     backend: str | None = None,
 ) -> Tensor:
     """The convolution of :func:`norm_elu_conv3x3` alone; arguments, result and errors as there."""
-    tensors = check_convolution(x, weight, bias, residual, dilation)
+    dilation = integer("dilation", dilation, 1)
+    tensors = check_convolution(x, weight, bias, residual)
     chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
     if chosen == "reference":
         h = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)

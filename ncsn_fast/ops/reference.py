@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..streams import STREAM_LANGEVIN
+
 # InstanceNorm++ normalises the channel means with this epsilon, whatever the epsilon of the planes.
 CHANNEL_MEAN_EPS = 1e-5
 
@@ -371,9 +373,6 @@ def philox_normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **
 
 
 # --- the Langevin update --------------------------------------------------------------------------
-
-# The uses of the stream (the last word of the counter).
-STREAM_INIT, STREAM_LANGEVIN, STREAM_TRAINING, STREAM_OTHER = 0, 1, 2, 3
 
 
 def noise_scale(step_size: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..schema import operator
 
 
 def check_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dilation: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     check_tensor("x", x, FLOATING)
     if x.dim() != 4 or 0 in x.shape[1:]:
@@ -30,8 +30,6 @@ def check_convolution(
     if residual is not None:
         check_tensor("residual", residual, FLOATING, like=x)
         check_shape("residual", residual, (n, out_channels, *size))
-    if not isinstance(dilation, int) or dilation < 1:
-        raise ValueError(f"dilation must be an int >= 1, got {dilation!r}")
     return x, weight, bias, residual
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...checks import integer
 from .. import reference
 from ..checks import check_padding
 from ..dispatch import select_convolution
@@ -49,7 +50,8 @@ def elu_conv3x3(
 
     Source: Song & Ermon 2020 (arXiv:2006.09011), appendix A.
     """
-    tensors = check_convolution(x, weight, bias, residual, dilation)
+    dilation = integer("dilation", dilation, 1)
+    tensors = check_convolution(x, weight, bias, residual)
     if pool is not None:
         check_padding(pool)
     chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
