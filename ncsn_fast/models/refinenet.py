@@ -71,7 +71,7 @@ class CondInstanceNormPlus(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Normalise ``x``; shape, dtype and layout of ``x``."""
-        return norm_act(self, x, y, elu=False)
+        return ops.cond_instance_norm_elu(x, *self.table(x, y), self.eps, elu=False)
 
 
 class InstanceNormPlus(nn.Module):
@@ -95,7 +95,7 @@ class InstanceNormPlus(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Normalise ``x``; shape, dtype and layout of ``x``."""
-        return norm_act(self, x, y, elu=False)
+        return ops.cond_instance_norm_elu(x, *self.table(x, y), self.eps, elu=False)
 
 
 Norm = CondInstanceNormPlus | InstanceNormPlus

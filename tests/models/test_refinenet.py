@@ -181,14 +181,12 @@ def test_second_derivatives(num_classes):
 
 
 @torch.no_grad()
-def test_composed_operators():
-    """Those that no kernel computes yet, by what they are made of."""
+def test_units():
     x = images(3)
     conv = perturbed(refinenet.conv3x3(3, 5, dilation=2))
     other = images(5)
-    got = refinenet.elu_conv3x3(x, conv.weight, conv.bias, dilation=2, residual=other)
+    got = refinenet.act_conv(conv, x, residual=other)
     torch.testing.assert_close(got, conv(F.elu(x)) + other)
-    assert float(refinenet.avg_pool5(torch.ones(1, 1, 8, 8))[0, 0, 0, 0]) == pytest.approx(9 / 25)
     ramp = torch.arange(3.0).view(1, 1, 1, 3)
     enlarged = refinenet.upsample_add(ramp, torch.zeros(1, 1, 1, 5))
     torch.testing.assert_close(enlarged.flatten(), torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))
@@ -202,3 +200,31 @@ def test_backends_agree(num_classes):
     fast = block(xs, Y)
     with ops.use_backend("reference"):
         torch.testing.assert_close(fast, block(xs, Y), rtol=1e-4, atol=1e-4)
+
+
+@LEVELS
+@torch.no_grad()
+def test_hooks_and_replaced_layers_act(num_classes):
+    """Layers that are not what they were built as are called, in every unit."""
+    block = perturbed(RefineBlock([4, 4], 4, num_classes)).double()
+    xs = [images(4).double(), images(4, 4, 6).double()]
+    before, seen = block(xs, Y), set()
+    convolutions = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
+    handles = [m.register_forward_hook(lambda m, i, o: seen.add(id(m))) for m in convolutions]
+    torch.testing.assert_close(block(xs, Y), before)
+    assert seen == {id(m) for m in convolutions}
+    for handle in handles:
+        handle.remove()
+    for module in block.modules():
+        if type(module).__name__.endswith("InstanceNormPlus"):
+            module.register_forward_hook(lambda m, i, o: o * 2)
+    changed = not torch.allclose(block(xs, Y), before)
+    assert changed == (num_classes is not None)  # the 2020 form has no norms there
+
+
+@torch.no_grad()
+def test_a_hook_on_a_mean_pooled_convolution_acts():
+    block = perturbed(refinenet.ResidualBlock(4, 6, None, down=True)).double()
+    before = block(images(4).double())
+    block.shortcut.conv.register_forward_hook(lambda m, i, o: o + 1)
+    torch.testing.assert_close(block(images(4).double()), before + 1)
