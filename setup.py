@@ -12,6 +12,8 @@ no GPU and no CUDA build of torch, and serves every torch from MIN_TORCH on.
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib.util
 import os
 import re
@@ -224,9 +226,21 @@ class BuildKernels(build_ext):
             "TORCH_VERSION": torch_version,
             "CUDA_VERSION": version,
             "CUDA_ARCHITECTURES": architectures,
+            "SCHEMAS": schemas_fingerprint(),
         }
         lines = [f'#define NCSN_{name} R"({value})"' for name, value in facts.items()]
         return "// Written by setup.py.\n" + "\n".join(lines) + "\n"
+
+
+def schemas_fingerprint() -> str:
+    """``ncsn_fast.ops.schema.fingerprint()`` of the sources: kernels of other schemas are refused when they load."""
+    tree = ast.parse((ROOT / "ncsn_fast" / "ops" / "schema.py").read_text(encoding="utf-8"))
+    schemas = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SCHEMAS"
+    )
+    return hashlib.sha256(repr(sorted(schemas.items())).encode()).hexdigest()[:16]
 
 
 def common_flags(torch_dir: Path) -> list[str]:

@@ -32,7 +32,7 @@ py::dict build_config() {
       "threads"_a = "torch::stable::parallel_for", "simd_levels"_a = ncsn::simd_levels(),
       "simd_level"_a = ncsn::simd_name(ncsn::simd_level()), "torch"_a = NCSN_TORCH_VERSION,
       "cuda"_a = cuda.empty() ? py::object(py::none()) : py::object(py::str(cuda)),
-      "cuda_architectures"_a = NCSN_CUDA_ARCHITECTURES);
+      "cuda_architectures"_a = NCSN_CUDA_ARCHITECTURES, "schemas"_a = NCSN_SCHEMAS);
 }
 
 }  // namespace

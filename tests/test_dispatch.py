@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
 import ncsn_fast
 from ncsn_fast import info, ops, set_backend, use_backend
-from ncsn_fast.ops import dispatch, extension
+from ncsn_fast.ops import dispatch, extension, schema
 
 
 def ran_by(record_backends, **arguments):
@@ -216,3 +217,30 @@ def test_info_lists_every_operator_and_backend():
     for facts in table.values():
         assert set(facts["why_not"]) == set(dispatch.BACKENDS)
         assert facts["why_not"]["reference"] is None
+
+
+def test_kernels_of_other_schemas_are_refused(monkeypatch):
+    """Their arguments would be misread, down to a crash."""
+    assert extension._load_cpu() is None
+    monkeypatch.setitem(schema.SCHEMAS, "max_pool5", "(Tensor x, str padding) -> Tensor")
+    assert "another version of the sources: build it anew" in extension._load_cpu()
+
+
+def test_another_thread_never_sees_half_a_policy():
+    stop, failures = threading.Event(), []
+
+    def watch():
+        while not stop.is_set():
+            try:
+                ops.max_pool5(torch.zeros(1, 1, 2, 2))
+            except KeyError as error:
+                failures.append(error)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(300):
+        with use_backend("reference"), use_backend("auto", op="max_pool5"):
+            pass
+    stop.set()
+    watcher.join()
+    assert not failures

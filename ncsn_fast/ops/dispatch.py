@@ -59,24 +59,24 @@ def set_backend(name: str, op: str | None = None) -> None:
     Raises:
         ValueError: an unknown backend or operator.
     """
+    global _policy
     _check_backend(name)
-    if op is None:
-        _policy.clear()
-    elif op not in OPERATORS:
+    if op is not None and op not in OPERATORS:
         raise ValueError(f"op must be one of {', '.join(OPERATORS)}, got {op!r}")
-    _policy[op or "*"] = name
+    # A new one at once: another thread must not see it half made.
+    _policy = {"*": name} if op is None else {**_policy, op: name}
 
 
 @contextmanager
 def use_backend(name: str, op: str | None = None) -> Iterator[None]:
-    """:func:`set_backend` for the length of a ``with`` block."""
-    before = dict(_policy)
+    """:func:`set_backend` for the length of a ``with`` block; it holds for all threads meanwhile."""
+    global _policy
+    before = _policy
     set_backend(name, op)
     try:
         yield
     finally:
-        _policy.clear()
-        _policy.update(before)
+        _policy = before
 
 
 def policy() -> dict[str, str]:

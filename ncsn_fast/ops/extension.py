@@ -75,7 +75,15 @@ def _load_cpu() -> str | None:
         importlib.import_module("ncsn_fast._C")
     except _LOAD_ERRORS as error:
         return f"the C++ extension does not load: {error}"
-    return None
+    return _stale()
+
+
+def _stale() -> str | None:
+    """Why the compiled kernels must not be called: they were built for other schemas, so arguments would be misread."""
+    build = importlib.import_module("ncsn_fast._C").build_config()
+    if build.get("schemas") == schema.fingerprint():
+        return None
+    return f"the C++ extension is of another version of the sources: build it anew, {BUILD_COMMAND}"
 
 
 def _load_cuda() -> str | None:
@@ -85,6 +93,8 @@ def _load_cuda() -> str | None:
     if not torch.cuda.is_available():
         return "the CUDA extension is built, but torch sees no CUDA device"
     try:
+        if (stale := _stale()) is not None:  # the two are built together
+            return stale
         torch.ops.load_library(spec.origin)
     except _LOAD_ERRORS as error:
         return f"the CUDA extension does not load: {error}"

@@ -7,6 +7,8 @@ Triton). Compiled code only implements; nothing else in the project may define.
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 
 from . import reference
@@ -55,6 +57,11 @@ SCHEMAS = {
         " -> ()"
     ),
 }
+
+
+def fingerprint() -> str:
+    """Of the schemas; compiled kernels carry that of the schemas that they were built for (``setup.py``)."""
+    return hashlib.sha256(repr(sorted(SCHEMAS.items())).encode()).hexdigest()[:16]
 
 
 def _max_pool5(x, padding):
