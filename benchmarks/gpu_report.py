@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -225,10 +224,7 @@ def _read(path: Path) -> dict | None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk."""
+    """Whole or not at all."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    part.write_text(text, encoding="utf-8")
     part.replace(path)

@@ -17,6 +17,7 @@ from matrix import matrix
 from torch import Tensor
 
 from ncsn_fast import ops
+from ncsn_fast.ops import dispatch
 
 pytestmark = pytest.mark.cuda
 
@@ -34,6 +35,9 @@ MARGIN = 64
 
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
+    """A fast backend; skips the test if it is not there."""
+    if (reason := dispatch.why_not(request.param, "langevin_step_", "cuda")) is not None:
+        pytest.skip(reason)
     return request.param
 
 
