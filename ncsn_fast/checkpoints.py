@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .checks import one_of
 from .config import NCSNConfig
 from .interface import ScoreModel
 from .model import NCSN
@@ -30,6 +31,7 @@ FORMAT = "ncsn_fast.checkpoint"
 VERSION = 1
 CHECKPOINT_NAME = "checkpoint.pt"
 MODEL_NAME = "model"
+WEIGHTS = ("ema", "last")  # that a checkpoint holds
 IMAGE_SIZE_NAME = (
     "image_size.json"  # beside a model's weights: height and width of its training images
 )
@@ -79,11 +81,15 @@ class Checkpoint:
 
     def ema_model(self, device: torch.device | str = "cpu") -> ScoreModel:
         """The averaged network, in evaluation mode: the one to sample from."""
-        if isinstance(self.config, NCSNConfig):
-            model = NCSN(self.config)
-        else:
-            model = NETWORKS[_network_of(self.config)][1](**dataclasses.asdict(self.config))
-        model.load_state_dict(self.ema)
+        return self._network(self.ema, device)
+
+    def last_model(self, device: torch.device | str = "cpu") -> ScoreModel:
+        """The network with the weights of the last step, in evaluation mode."""
+        return self._network(self.model, device)
+
+    def _network(self, weights: dict[str, Tensor], device: torch.device | str) -> ScoreModel:
+        model = new_network(self.config)
+        model.load_state_dict(weights)
         return model.to(device).eval()
 
 
@@ -158,7 +164,7 @@ def load_checkpoint(path: str | Path, config: NCSNConfig | None = None) -> Check
 
 
 def load_model(
-    path: str | Path, device: torch.device | str = "cpu"
+    path: str | Path, device: torch.device | str = "cpu", *, weights: str = "ema"
 ) -> tuple[NCSN, tuple[int, int] | None]:
     """A trained network for sampling, whatever form it was kept in.
 
@@ -166,15 +172,18 @@ def load_model(
         path: a checkpoint file, the output folder of a training run (its checkpoint is used), or a folder written
             by ``save_pretrained``.
         device: where to put the network.
+        weights: of a checkpoint, ``"ema"``, the moving average, or ``"last"``, those of the last step.
 
     Returns:
-        The network (the moving average, if it is a checkpoint) in evaluation mode, and the height and width of its
+        The network in evaluation mode, and the height and width of its
         training images, ``None`` if they are not known, as of a model that was not saved by a training run.
 
     Raises:
         FileNotFoundError: nothing there, or a folder that holds neither.
         CheckpointError: a file that is no whole checkpoint, or weights that do not fit their configuration.
+        ValueError: the last weights of a folder that holds only one set of them.
     """
+    one_of("weights", weights, WEIGHTS)
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(
@@ -185,7 +194,9 @@ def load_model(
     if path.is_file():
         checkpoint = load_checkpoint(path)
         try:
-            model = checkpoint.ema_model(device)
+            model = (
+                checkpoint.ema_model(device) if weights == "ema" else checkpoint.last_model(device)
+            )
         except (RuntimeError, IndexError) as error:
             raise CheckpointError(
                 f"{path} holds weights that do not fit its configuration: {error}"
@@ -199,6 +210,11 @@ def load_model(
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"the folder {path} holds neither {CHECKPOINT_NAME} nor a model of save_pretrained (config.json)"
+        )
+    if weights != "ema":
+        raise ValueError(
+            f"{path} holds one set of weights, the moving average if a run wrote it: give the run's folder or its "
+            f"{CHECKPOINT_NAME} for the last ones"
         )
     try:
         model = NCSN.from_pretrained(path).to(device).eval()
@@ -269,6 +285,13 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     if not isinstance(config, NCSNConfig):
         fields["network"] = _network_of(config)
     return fields
+
+
+def new_network(config: Config) -> ScoreModel:
+    """A network of a configuration, with new weights."""
+    if isinstance(config, NCSNConfig):
+        return NCSN(config)
+    return NETWORKS[_network_of(config)][1](**dataclasses.asdict(config))
 
 
 def _network_of(config: Config) -> str:

@@ -21,11 +21,10 @@ from . import __version__, info
 from .checkpoints import CHECKPOINT_NAME, CheckpointError, load_checkpoint
 from .cli_sampling import DIGITS, read_data, sample_command, schedule_command
 from .config import NCSNConfig
-from .data import largest_distance
 from .engine import ScoreError
 from .model import NCSN
 from .ops.dispatch import BackendError
-from .schedules import make_sigmas
+from .schedules import make_sigmas, suggest_sigma_begin
 from .sharded import ShardError
 from .training import TrainingError, TrainingInterrupted, TrainingSettings, train
 
@@ -143,7 +142,7 @@ def train_command(
 
     images = read_data(data, image_size, channels)
     if sigmas is None:
-        begin = float(f"{largest_distance(images):.3g}") if begin is None else begin
+        begin = suggest_sigma_begin(images.to(where)) if begin is None else begin
         sigmas = make_sigmas(begin, sigma_end, shape["num_classes"])
     config = NCSNConfig(in_channels=images.shape[1], sigmas=sigmas, **shape)
     torch.manual_seed(checked_settings.seed)

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import pictures, plots, samplers, sharded
 from .checkpoints import load_model, write_atomically
 from .data import load_digits, load_images
-from .schedules import estimate_sigma_begin, make_sigmas, suggest_num_scales, suggest_step_lr
+from .schedules import make_sigmas, suggest_num_scales, suggest_sigma_begin, suggest_step_lr
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,6 +51,10 @@ def sample_command(
         Path,
         typer.Option(help="Picture (.png), arrays (.npy, .npz), or a folder, which resumes."),
     ] = Path("samples.png"),
+    weights: Annotated[
+        Literal["ema", "last"],
+        typer.Option(help="Of a run: the moving average, or the weights of the last step."),
+    ] = "ema",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 256,
@@ -123,7 +127,7 @@ def sample_command(
             raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
         write = _writer(out, file_format)
         _check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
-        model, size = load_model(source, where)
+        model, size = load_model(source, where, weights=weights)
         if image_size is None and size is None:
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
@@ -210,7 +214,7 @@ def schedule_command(
         plots.require()
     images = read_data(data, image_size, channels)
     dim = images[0].numel()
-    begin = float(f"{estimate_sigma_begin(images.to(where)):.3g}")
+    begin = suggest_sigma_begin(images.to(where))
     levels = suggest_num_scales(dim, begin, sigma_end, c) if num_classes is None else num_classes
     sigmas = make_sigmas(begin, sigma_end, levels)
     step_lr = float(f"{suggest_step_lr(sigmas, steps):.3g}")

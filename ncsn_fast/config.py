@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checks import positive_int
+from .checks import boolean, one_of, positive_int
 from .schedules import check_sigmas
 
 POOL_PADDINGS = ("neg_inf", "zero")
@@ -66,22 +66,14 @@ class NCSNConfig:
         for name in ("in_channels", "nf", "num_classes"):
             self._store(name, positive_int(name, getattr(self, name)))
         self._store("dilations", _check_dilations(self.dilations))
-        if not isinstance(self.scale_by_sigma, bool):
-            raise TypeError(
-                f"scale_by_sigma must be a bool, got {self.scale_by_sigma!r} of type "
-                f"{type(self.scale_by_sigma).__name__}"
-            )
+        self._store("scale_by_sigma", boolean("scale_by_sigma", self.scale_by_sigma))
         if self.sigmas is not None:
             check_sigmas(self.sigmas, self.num_classes)
             # Not the float32 values of the check: Python floats come back as they were given.
             values = self.sigmas.tolist() if hasattr(self.sigmas, "tolist") else self.sigmas
             self._store("sigmas", tuple(float(sigma) for sigma in values))
-        if self.pool_padding not in POOL_PADDINGS:
-            raise ValueError(
-                f"pool_padding must be one of {POOL_PADDINGS}, got {self.pool_padding!r}"
-            )
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {NORMS}, got {self.norm!r}")
+        for name, known in (("pool_padding", POOL_PADDINGS), ("norm", NORMS)):
+            self._store(name, one_of(name, getattr(self, name), known))
         if self.norm == "instance++" and self.nf == 1:
             raise ValueError("norm 'instance++' compares channels and needs nf >= 2, got nf 1")
 

@@ -126,9 +126,10 @@ def measure(samples: Tensor, images: Tensor, heldout: Tensor) -> dict[str, float
     n = len(samples)
     features = PCAFeatures(images)
     target = features(heldout)
-    generator = torch.Generator().manual_seed(0)
-    real = images[torch.randperm(len(images), generator=generator)[:n]]
-    noise = torch.rand(samples.shape, generator=generator) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(0)
+    real = images[torch.randperm(len(images), generator=generator, device="cpu")[:n]]
+    plain = {"dtype": torch.float32, "device": "cpu"}
+    noise = torch.rand(samples.shape, generator=generator, **plain) * 2 - 1
     distances = {
         "frechet_samples": frechet_distance(features(samples), target),
         "frechet_training": frechet_distance(features(real), target),

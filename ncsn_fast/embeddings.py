@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .checks import positive_int
+
 # Periods of log sigma, from well beyond any ladder (64: a factor of 10^28) down to a factor of 1.65 in sigma.
 LONGEST, SHORTEST = 64.0, 0.5
 
@@ -22,19 +24,28 @@ class SigmaEmbedding(nn.Module):
 
     Args:
         width: of the vector, an even number of at least 4.
+        device, dtype: as of PyTorch's layers.
 
     Shape:
         sigma ``(N,)``, positive -> ``(N, width)``.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        if width < 4 or width % 2:
+        if positive_int("width", width) < 4 or width % 2:
             raise ValueError(f"width must be an even number of at least 4, got {width}")
         ends = math.log2(LONGEST), math.log2(SHORTEST)
-        periods = torch.logspace(*ends, width // 2, base=2.0, dtype=torch.float32)
-        # As parameters are made: of the default dtype, which bfloat16 could not be computed in.
-        frequencies = (2 * math.pi / periods).to(torch.get_default_dtype())
+        # On the CPU, for equal numbers everywhere, in a type that they can be computed in.
+        plain = {"dtype": torch.float32, "device": "cpu"}
+        frequencies = 2 * math.pi / torch.logspace(*ends, width // 2, base=2.0, **plain)
+        made = torch.get_default_device() if device is None else device
+        frequencies = frequencies.to(made, dtype or torch.get_default_dtype())
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, sigma: Tensor) -> Tensor:

@@ -22,14 +22,12 @@ from tqdm import TMonitor
 from . import ops
 from .progress import progress
 from .schedules import check_sigmas
+from .streams import KNOWN_NOISE_STEPS
 
 # At most, in one graph: a replay costs little beside them, and a capture is soon paid for.
 CAPTURED_STEPS = 10
 # Steps, at least, between looks at whether the score was finite; each look waits for the device.
 CHECK_EVERY = 100
-
-# The step counter of the known region's noise: it shares the stream with the sampler's, which counts from 0.
-KNOWN_NOISE_STEPS = 2**31
 
 
 class ScoreError(RuntimeError):

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from .checks import height_and_width, positive_int
 from .losses import Weighting, score_matching_loss
 from .ops.dispatch import values_are_at_hand
+from .pretrained import strip_wrapper_names
 from .ranges import Range, byte_hint, hint_range
 from .samplers import draw
 from .sampling import draw_seed
 from .schedules import check_sigmas
+from .wrappers import warn_of_unshared_gradients
 
 
 class ScoreModel(Protocol):
@@ -81,6 +83,7 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         self.config = config
         self._hub_mixin_config = config  # what save_pretrained writes into config.json
         self.register_buffer("sigmas", torch.zeros(0, dtype=torch.float32))
+        self.register_load_state_dict_pre_hook(strip_wrapper_names)
         self.register_load_state_dict_pre_hook(_make_room_for_sigmas)
         if config.sigmas is not None:
             self.set_sigmas(config.sigmas)
@@ -138,6 +141,7 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         Warns:
             DataRangeWarning: the first batch looks as if it had another range than ``data_range``.
         """
+        warn_of_unshared_gradients(self)
         if labels is not None and sigma is not None:
             raise ValueError("labels and sigma were given, which both say the noise levels")
         if not x.is_floating_point():

@@ -160,7 +160,9 @@ class CondInstanceNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps
-        weight = torch.zeros(num_classes, num_features * 2)
+        # As PyTorch's own layers are made.
+        plain = {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}
+        weight = torch.zeros(num_classes, num_features * 2, **plain)
         weight[:, :num_features] = 1
         self.embed = nn.Embedding.from_pretrained(weight, freeze=False)
         if alpha:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .embeddings import SigmaEmbedding
+from .streams import STREAM_TRAINING
 
 WEIGHTINGS = ("sigma2", "one")
 
@@ -29,6 +30,7 @@ class LearnedWeighting(nn.Module):
 
     Args:
         width: of that embedding.
+        device, dtype: as of PyTorch's layers.
 
     Shape:
         sigma ``(N,)`` -> u ``(N,)``.
@@ -37,10 +39,16 @@ class LearnedWeighting(nn.Module):
     Karras et al., 2024, `arXiv:2312.02696 <https://arxiv.org/abs/2312.02696>`_, section 3.1.
     """
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(
+        self,
+        width: int = 16,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.embedding = SigmaEmbedding(width)
-        self.linear = nn.Linear(width, 1)
+        self.embedding = SigmaEmbedding(width, device=device, dtype=dtype)
+        self.linear = nn.Linear(width, 1, device=device, dtype=dtype)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -120,6 +128,21 @@ def denoising_score_matching_loss(
     return (total if weighting == "sigma2" else total / sigma.square()).mean()
 
 
+def loss_of_zero_score(dim: int, sigmas: Tensor, weighting: Weighting = "sigma2") -> float:
+    """The expected loss of a network that knows nothing, the score 0, on a ladder: what training starts from or beats.
+
+    Args:
+        dim: numbers in a sample.
+        sigmas: the ladder, ``(K,)``, whose levels are drawn evenly.
+        weighting: see :func:`denoising_score_matching_loss`; a learned one counts as it is at first.
+    """
+    if isinstance(weighting, LearnedWeighting):
+        return 1.0
+    return (
+        dim if weighting == "sigma2" else dim * float(sigmas.double().square().reciprocal().mean())
+    )
+
+
 def score_matching_loss(
     score: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -140,7 +163,7 @@ def score_matching_loss(
     Returns:
         0-d tensor, as of :func:`denoising_score_matching_loss`.
     """
-    noise = ops.philox_normal(x.shape, seed=seed, stream=ops.STREAM_TRAINING, device=x.device)
+    noise = ops.philox_normal(x.shape, seed=seed, stream=STREAM_TRAINING, device=x.device)
     return denoising_score_matching_loss(score(perturb(x, sigma, noise)), sigma, noise, weighting)
 
 

@@ -21,11 +21,19 @@ from .config import NCSNConfig
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, convolve, norm_elu_conv
 from .losses import Weighting, score_matching_loss
 from .ops.dispatch import values_are_at_hand
-from .pretrained import CONFIG_FILE, WEIGHTS_FILE, drop_running_statistics, find_file, load_weights
+from .pretrained import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    drop_running_statistics,
+    find_file,
+    load_weights,
+    strip_wrapper_names,
+)
 from .ranges import IMAGE_RANGE, byte_hint, hint_range
 from .samplers import draw, sampled_here
 from .sampling import draw_seed
 from .schedules import check_sigmas, make_sigmas
+from .wrappers import warn_of_unshared_gradients
 
 CLIP = 1.0  # data lie in [-1, 1]
 # What lucid's sample has by default, whatever the ladder.
@@ -128,6 +136,7 @@ class NCSN(
 
         # Known on the host, so that no forward has to ask the device.
         self._sigmas_are_set = False
+        self.register_load_state_dict_pre_hook(strip_wrapper_names)
         self.register_load_state_dict_pre_hook(drop_running_statistics)
         self.register_load_state_dict_post_hook(_notice_loaded_sigmas)
         if config.sigmas is not None:
@@ -229,6 +238,7 @@ class NCSN(
         Warns:
             DataRangeWarning: the first batch looks as if it had another range than [-1, 1].
         """
+        warn_of_unshared_gradients(self)
         self._require_sigmas()
         self._check_images(x)
         hint_range(self, x)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import positive_int
+from .checks import boolean, positive_int
 from .embeddings import SigmaEmbedding
 from .interface import SigmaConditioned, plain_ladder
 from .layers import tell_called, why_not_plain
@@ -49,7 +49,9 @@ class ScoreMLPConfig:
         store(
             self,
             "scale_by_sigma",
-            scaled if self.scale_by_sigma is None else bool(self.scale_by_sigma),
+            scaled
+            if self.scale_by_sigma is None
+            else boolean("scale_by_sigma", self.scale_by_sigma),
         )
         store(self, "sigmas", plain_ladder(self.sigmas))
 
@@ -211,6 +213,7 @@ class ScoreCNNConfig:
         store = object.__setattr__
         for name in ("in_channels", "nf", "image_size"):
             store(self, name, positive_int(name, getattr(self, name)))
+        store(self, "scale_by_sigma", boolean("scale_by_sigma", self.scale_by_sigma))
         if self.nf % GROUPS:
             raise ValueError(f"nf must be a multiple of {GROUPS}, got {self.nf}")
         store(self, "sigmas", plain_ladder(self.sigmas))

@@ -22,6 +22,7 @@ from torch import Tensor
 from . import ops
 from .losses import perturb
 from .pictures import annealing_strip, image_grid, save_gif, side_by_side
+from .streams import STREAM_PLOTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,8 +147,7 @@ def perturbed(
         An array of Axes, one for each level.
     """
     panels = _panels(1, len(levels), (PANEL, 1.12 * PANEL))[0]
-    # Not the stream that points are drawn from: noise of the same numbers would go with the points.
-    noise = ops.philox_normal(data.shape, seed=seed, stream=ops.STREAM_TRAINING, device="cpu")
+    noise = ops.philox_normal(data.shape, seed=seed, stream=STREAM_PLOTS, device="cpu")
     for panel, level in zip(panels, levels, strict=True):
         sigma = float(sigmas[level])
         noisy = perturb(data.cpu(), torch.tensor([sigma], dtype=torch.float32, device="cpu"), noise)

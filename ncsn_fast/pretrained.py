@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from .layers import CondInstanceNorm
+from .wrappers import INNER_NAMES
 
 CONFIG_FILE = constants.CONFIG_NAME
 WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
@@ -59,6 +60,36 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise RuntimeError(
             f"{path} holds other weights than those of {model.config}: {what}"
         ) from error
+
+
+def strip_wrapper_names(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any
+) -> None:
+    """Give the weights of a wrapped network their own names: those of torch.compile, DDP, FSDP and others.
+
+    ``_orig_mod.stage1.conv.weight`` becomes ``stage1.conv.weight``. What the network itself has under such a name, as
+    when one of its layers is compiled, stays.
+    """
+    own = model.state_dict(prefix=prefix)
+    stripped = set()
+    for name in [name for name in state_dict if name.startswith(prefix) and name not in own]:
+        parts = name.removeprefix(prefix).split(".")
+        outer = 0
+        while outer < len(parts) and parts[outer] in INNER_NAMES:
+            outer += 1
+        kept = [part for part in parts[outer:] if part not in INNER_NAMES or part == "module"]
+        plain = prefix + ".".join(kept)
+        if len(kept) < len(parts) and kept and plain not in state_dict:
+            state_dict[plain] = state_dict.pop(name)
+            stripped |= set(parts) - set(kept)
+    if "module" in stripped:
+        state_dict.pop(f"{prefix}n_averaged", None)  # of AveragedModel: how often it was updated
+    if stripped:
+        warnings.warn(
+            f"took {' and '.join(f'{name!r}' for name in sorted(stripped))} out of the names of the state dict: it was "
+            "saved from a network inside a wrapper",
+            stacklevel=2,
+        )
 
 
 def drop_running_statistics(

@@ -17,6 +17,7 @@ from . import ops
 from .checks import positive_int
 from .engine import ScoreError, draw_seed
 from .schedules import check_sigmas
+from .streams import STREAM_PROBES
 
 Score = Callable[[Tensor, float], Tensor]
 
@@ -89,7 +90,7 @@ def log_likelihood(
         sigmas: the grid, strictly descending. The first must be large beside the data: there the noisy data count as
             :math:`N(0, \sigma_1^2 I)`.
         n_probes: how many vectors of signs to average over.
-        seed: of the signs, from stream 3 of the noise, a step for each probe; ``None``: drawn from torch's default CPU
+        seed: of the signs, from the noise stream, a step for each probe; ``None``: drawn from torch's default CPU
             generator.
         sample_offset: number of the first sample in the noise stream.
 
@@ -106,10 +107,11 @@ def log_likelihood(
     n_probes = positive_int("n_probes", n_probes)
     seed = draw_seed() if seed is None else seed
     place = {"seed": seed, "sample_offset": sample_offset, "device": x.device}
-    probes = [
-        torch.where(ops.philox_uniform(x.shape, step=probe, **place) < 0.5, -1.0, 1.0).to(x.dtype)
+    uniform = (
+        ops.philox_uniform(x.shape, stream=STREAM_PROBES, step=probe, **place)
         for probe in range(n_probes)
-    ]
+    )
+    probes = [torch.where(u < 0.5, -1.0, 1.0).to(x.dtype) for u in uniform]
 
     def slopes(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The derivatives of x and of log p by sigma, along the solution."""

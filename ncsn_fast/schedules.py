@@ -16,6 +16,8 @@ from torch import Tensor
 from .checks import positive_int, positive_number
 from .ranges import byte_hint
 
+MOST_COMPARED = 10_000  # samples, each with each, for the largest distance
+
 
 def make_sigmas(sigma_begin: float, sigma_end: float, num_scales: int) -> Tensor:
     r"""The geometric ladder from ``sigma_begin`` down to ``sigma_end``.
@@ -87,6 +89,22 @@ def estimate_sigma_begin(data: Tensor, *, block: int = 1024) -> float:
             "a largest noise level comes from at least two different images or vectors"
         )
     return distance
+
+
+def suggest_sigma_begin(data: Tensor) -> float:
+    """The largest noise level that the commands ``train`` and ``schedule`` take for data: technique 1, to three digits.
+
+    :func:`estimate_sigma_begin` of all the samples, or of 10,000 evenly spaced ones if there are more: with all pairs
+    of a million images it would take longer than a training.
+
+    Args:
+        data: ``(N, ...)``, N >= 2, floating point, on any device.
+
+    Raises:
+        ValueError: as of :func:`estimate_sigma_begin`.
+    """
+    some = data[:: max(1, math.ceil(len(data) / MOST_COMPARED))]
+    return float(f"{estimate_sigma_begin(some):.3g}")
 
 
 def suggest_num_scales(dim: int, sigma_begin: float, sigma_end: float, c: float = 0.5) -> int:

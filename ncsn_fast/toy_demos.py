@@ -25,8 +25,7 @@ from .training import LOSSES_NAME, TrainingSettings, read_losses, train
 
 N_DATA = 50_000
 STEPS_EACH_LEVEL = 100
-N_TEST = 5000  # points at which the learned score is compared with the exact one
-TEST_SEED = 1  # other points than those of the training
+N_TEST = 5000  # points, not those of the training, at which the learned score is compared with the exact one
 Numbers = dict[str, object]
 
 
@@ -64,7 +63,7 @@ def run_two_gaussians(
     numbers: Numbers = {
         "sigmas": [round(sigma, 5) for sigma in sigmas.tolist()],
         "relative_error_by_level": score_errors(
-            model, points.sample(N_TEST, seed=TEST_SEED), points.score
+            model, points.sample(N_TEST, seed=seed + 1), points.score
         ),
         "mode_weights": _rounded(points.mode_weights(samples)),
         "mode_weights_of_data": _rounded(points.mode_weights(data[:n_samples])),
@@ -112,7 +111,7 @@ def run_checkerboard(
     settings = _settings(seed, iterations or 5000)
     model, seconds = _trained(model, data, settings, out, verbose)
     samples, states, sampling_seconds = _sampled(model, n_samples, seed)
-    test = points.sample(N_TEST, seed=TEST_SEED)
+    test = points.sample(N_TEST, seed=seed + 1)
     numbers: Numbers = {
         "sigmas": [round(sigma, 5) for sigma in sigmas.tolist()],
         "share_in_dark_squares": round(float(points.is_dark(samples).float().mean()), 4),
@@ -144,10 +143,11 @@ def score_errors(
         exact: ``exact(x, sigma)``.
         seed: of the noise.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    plain = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     result = []
     for level, sigma in enumerate(model.sigmas.tolist()):
-        noisy = x + sigma * torch.randn(x.shape, generator=generator)
+        noisy = x + sigma * torch.randn(x.shape, **plain)
         right = exact(noisy, sigma)
         result.append(float((model.score(noisy, level) - right).norm() / right.norm()))
     return _rounded(result)
@@ -186,7 +186,7 @@ def _sampled(model: ScoreMLP, n: int, seed: int) -> tuple[Tensor, Tensor, float]
 
 def _within(samples: Tensor) -> list[float]:
     """Standard deviations around each sample's Gaussian; of the data they are 0.5."""
-    centred = samples - torch.sign(samples[:, :1]) * torch.tensor([[3.0, 0.0]])
+    centred = samples - torch.sign(samples[:, :1]) * samples.new_tensor([[3.0, 0.0]])
     return _rounded(centred.std(0).tolist())
 
 

@@ -1,7 +1,8 @@
 """Training: one process, one device, and a run that can stop at any moment and go on exactly.
 
-Belongs here: the loop, the learning rate, the order of the data, the record of losses. Does not belong here: the
-objective (``losses.py``, ``get_loss``), the checkpoint file (``checkpoints.py``), reading images (``data/``).
+Belongs here: the loop, the order of the data, their noise levels. Does not belong here: its settings
+(``settings.py``), the objective (``losses.py``, ``get_loss``), the record of losses (``losslog.py``), the checkpoint
+file (``checkpoints.py``), reading images (``data/``).
 
 It trains any :class:`~ncsn_fast.interface.ScoreModel`, on images or on points.
 
@@ -12,7 +13,6 @@ and the step's number, by the counter-based stream of ``ops.philox_*``.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -20,6 +20,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,39 +29,49 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 from . import ops
 from .checkpoints import (
     CHECKPOINT_NAME,
     MODEL_NAME,
+    NETWORKS,
     Checkpoint,
     CheckpointError,
     config_to_dict,
     differences,
     load_checkpoint,
+    new_network,
     save_checkpoint,
     save_model,
-    write_atomically,
 )
 from .interface import ScoreModel, log_uniform_sigmas
-from .losses import WEIGHTINGS, LearnedWeighting
+from .losses import LearnedWeighting, loss_of_zero_score
+from .losslog import LOSSES_NAME, LossLog, TrainingError, read_losses
 from .model import NCSN
 from .progress import progress
-from .ranges import byte_hint, check_range
+from .ranges import Range, byte_hint, check_range
+from .settings import CONTINUOUS, LADDER, LEARNED, TrainingSettings
+from .streams import LABEL_SAMPLE, ORDER_SAMPLE, STREAM_BATCHES
+from .wrappers import called_as, network_inside, world_size
 
-LOSSES_NAME = "losses.csv"
-LOSS_COLUMNS = ("step", "loss", "learning_rate")
+__all__ = [
+    "CONTINUOUS",
+    "LADDER",
+    "LEARNED",
+    "LOSSES_NAME",
+    "TrainingError",
+    "TrainingInterrupted",
+    "TrainingSettings",
+    "read_losses",
+    "train",
+]
+
 FLUSH_EVERY = 10  # steps; reading a loss waits for the device
-SCHEDULES = ("cosine", "constant")
-LEARNED = "learned"
-LADDER, CONTINUOUS = "ladder", "continuous"
-
-# Two uses of the stream for everything else, told apart by the sample number.
-ORDER_SAMPLE, LABEL_SAMPLE = 0, 1
 HOST = {"device": "cpu", "backend": "auto"}  # whatever backend was chosen for the network
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -70,72 +81,6 @@ class TrainingInterrupted(KeyboardInterrupt):
         super().__init__(f"interrupted after step {step}; checkpoint written to {checkpoint}")
         self.step = step
         self.checkpoint = checkpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSettings:
-    """How to train.
-
-    Args:
-        iterations: optimiser steps in all.
-        batch_size: images a step.
-        lr: learning rate of Adam, at its highest.
-        lr_schedule: ``"cosine"``, down to zero at the last step, or ``"constant"``.
-        warmup: steps over which the learning rate rises linearly from zero, before the schedule.
-        ema_decay: of the moving average of the weights, in [0, 1).
-        grad_clip: largest norm of the gradient; ``0`` for no clipping.
-        seed: of the order of the data, the levels and the noise, ``0 <= seed < 2**32``.
-        checkpoint_every: steps from one checkpoint to the next; there is always one at the end.
-        weighting: of the noise levels in the loss, ``"sigma2"``, ``"one"`` or ``"learned"``; see
-            :func:`~ncsn_fast.losses.denoising_score_matching_loss`.
-        levels: ``"ladder"``, those of the network's ladder; or ``"continuous"``, any sigma between its ends, evenly
-            spread in log sigma, for a network conditioned on sigma itself.
-
-    Raises:
-        ValueError: a value out of its range; the message names the field.
-    """
-
-    iterations: int = 10_000
-    batch_size: int = 64
-    lr: float = 1e-3
-    lr_schedule: str = "cosine"
-    warmup: int = 50
-    ema_decay: float = 0.999
-    grad_clip: float = 10.0
-    seed: int = 0
-    checkpoint_every: int = 1000
-    weighting: str = "sigma2"
-    levels: str = LADDER
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "checkpoint_every"):
-            self._check(name, "an int >= 1", lambda value: _is_int(value) and value >= 1)
-        self._check("warmup", "an int >= 0", lambda value: _is_int(value) and value >= 0)
-        self._check(
-            "seed", "an int in 0..2**32-1", lambda value: _is_int(value) and 0 <= value < 2**32
-        )
-        self._check("lr", "positive and finite", lambda value: 0 < value < math.inf)
-        self._check("ema_decay", "in [0, 1)", lambda value: 0 <= value < 1)
-        self._check(
-            "grad_clip", "0 (off) or positive and finite", lambda value: 0 <= value < math.inf
-        )
-        for name, known in (
-            ("lr_schedule", SCHEDULES),
-            ("weighting", (*WEIGHTINGS, LEARNED)),
-            ("levels", (LADDER, CONTINUOUS)),
-        ):
-            self._check(name, f"one of {known}", lambda value, known=known: value in known)
-
-    def _check(self, name: str, expected: str, holds: Any) -> None:
-        if not holds(getattr(self, name)):
-            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of step ``step``, counted from 0."""
-        rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup))
-        if self.lr_schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * step / self.iterations))
-        return rate
 
 
 def train(
@@ -154,10 +99,15 @@ def train(
     The folder ``out`` receives ``checkpoint.pt``, ``losses.csv`` and ``model/`` (``save_pretrained`` of the moving
     average). Ctrl-C ends the step that is running, writes all three and raises; a second one ends at once.
 
+    A run that has diverged ends in an error and leaves the last checkpoint from before: where a loss is not finite, or
+    where at a checkpoint or the end the smoothed loss is over ten thousand times that of an untrained network
+    (:meth:`~ncsn_fast.losslog.LossLog.check`).
+
     Args:
-        model: with its sigmas set. Trained in place, and moved to ``device``.
+        model: an NCSN, ScoreMLP or ScoreCNN with its sigmas set. Trained in place, and moved to ``device``. Compiled
+            by ``model.compile()`` or ``torch.compile(model)`` it is trained so, and saved under its plain names.
         images: ``(N, C, H, W)`` in the network's ``data_range``, [-1, 1], or points ``(N, D)``; floating point,
-            N >= 1; held on ``device``.
+            finite, N >= 1; held on ``device``.
         settings: how to train.
         out: the folder; made if need be.
         resume: go on from the checkpoint in ``out``, exactly as that run would have: with the same configuration,
@@ -170,24 +120,29 @@ def train(
         The moving average, in evaluation mode: the network to sample from.
 
     Raises:
-        ValueError: images of another shape or dtype, outside the network's ``data_range`` or not finite; continuous
-            levels for an NCSN, which knows its ladder only.
+        TypeError: another model, or one inside DataParallel, DDP or the like.
+        ValueError: images of another shape or dtype, outside the network's ``data_range``, or with NaN or infinity;
+            continuous levels for an NCSN, which knows its ladder only.
         FileExistsError: ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is given.
         FileNotFoundError: ``resume``, and ``out`` holds no checkpoint.
         CheckpointError: a file could not be written; the checkpoint to resume is damaged, or of another run.
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss is no longer finite, or has exploded; one of several processes, as of torchrun, each of
+            which would train the same; another process is training in ``out``.
         TrainingInterrupted: Ctrl-C.
     """
     out = Path(out).expanduser()
     path = out / CHECKPOINT_NAME
+    given, model = (
+        model,
+        network_inside(model, tuple(network for _, network in NETWORKS.values())),
+    )
     expected = getattr(model, "data_range", None)
-    if images.ndim not in (2, 4) or images.numel() < 1 or not images.is_floating_point():
-        raise ValueError(
-            f"images must be floating point (N, C, H, W), or points (N, D), with N >= 1, got {images.dtype} of shape "
-            f"{tuple(images.shape)}{byte_hint(images.dtype, expected)}"
+    _check_images(images, expected)
+    if world_size() > 1:
+        raise TrainingError(
+            f"this is one of {world_size()} processes (WORLD_SIZE, torch.distributed), each of which would do the "
+            "whole training by itself: train does not share the work out yet; start it without torchrun, in one process"
         )
-    check_range(images, expected, "images" if images.ndim == 4 else "points")
-    model._data_seen = True  # get_loss need not look at the first batch, nor warn again
     if path.exists() and not (resume or overwrite):
         raise FileExistsError(
             f"{path} exists: resume that run, overwrite it, or choose another folder"
@@ -201,18 +156,46 @@ def train(
 
     data = {"shape": tuple(images.shape), "fingerprint": _fingerprint(images)}
     checkpoint = load_checkpoint(path) if resume else None
+    settings = _with_ema_warmup(settings, checkpoint)
+    if checkpoint is not None:
+        _check_same_run(checkpoint, model, data, settings)
+    _hint_own_layers(model)
+    model._data_seen = True  # get_loss need not look at the first batch, nor warn again
+    with _sole_run(out), called_as(given, model):
+        return _train(model, images.to(device), settings, out, checkpoint, data, verbose)
 
+
+def _train(
+    model: ScoreModel,
+    images: Tensor,
+    settings: TrainingSettings,
+    out: Path,
+    checkpoint: Checkpoint | None,
+    data: dict[str, Any],
+    verbose: bool,
+) -> ScoreModel:
+    """The training itself, of checked arguments, on the device of the images; from the checkpoint on, if there is one.
+
+    Args:
+        data: of the images, as a checkpoint holds it.
+    """
+    path, device = out / CHECKPOINT_NAME, images.device
     model.to(device).train()
-    images = images.to(device)
-    learned = LearnedWeighting().to(device) if settings.weighting == LEARNED else None
+    learned = None
+    if settings.weighting == LEARNED:
+        learned = LearnedWeighting(device="cpu", dtype=torch.float32).to(device)
     weighting = settings.weighting if learned is None else learned
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parameters += [] if learned is None else learned.parameters()
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, fused=True)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
     step = 0
+
+    def average_in(averages: list[Tensor], weights: list[Tensor], _: Tensor) -> None:
+        get_ema_multi_avg_fn(settings.ema_decay_at(step))(averages, weights, None)
+
+    with torch.device("cpu"):  # of its counter, on which every step looks
+        average = AveragedModel(model, multi_avg_fn=average_in)
     if checkpoint is not None:
-        _check_same_run(checkpoint, model, data, settings)
         model.load_state_dict(checkpoint.model)
         average.module.load_state_dict(checkpoint.ema)
         average.n_averaged.fill_(checkpoint.step)
@@ -222,12 +205,14 @@ def train(
         torch.set_rng_state(checkpoint.torch_rng)
         step = checkpoint.step
     first = step
-    losses = LossLog(out / LOSSES_NAME, first)
+    of_nothing = loss_of_zero_score(images[0].numel(), model.sigmas, weighting)
+    losses = LossLog(out / LOSSES_NAME, first, of_nothing)
     # Dropped only now, when the folder has proved writable: a run begun anew must not end with the old run's weights.
     if checkpoint is None:
         path.unlink(missing_ok=True)
 
     def save() -> None:
+        losses.check()
         losses.flush()  # first: the record may run ahead of the checkpoint, resuming cuts it back
         save_checkpoint(
             Checkpoint(
@@ -280,88 +265,6 @@ def train(
     return average.module.eval()
 
 
-class LossLog:
-    """The loss of every step, as a CSV file (``step`` counts from 1) that stays in line with the checkpoint.
-
-    Args:
-        path: the file; it is made anew for a run from step 0, and otherwise cut back to the first ``step`` rows.
-        step: steps done so far.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        self._step = step
-        self._fresh: list[tuple[Tensor, float]] = []
-        self._unwritten: list[str] = []
-        self._smooth: float | None = None
-        kept = _read_rows(path, step) if step else []
-        lines = [",".join(LOSS_COLUMNS), *(",".join(row) for row in kept)]
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, ("\n".join(lines) + "\n").encode())
-        except OSError as error:
-            raise _cannot_write(path, error) from error
-
-    def add(self, loss: Tensor, rate: float) -> None:
-        """Note a step's loss, without waiting for the device."""
-        self._fresh.append((loss, rate))
-
-    def collect(self) -> float:
-        """Read the noted losses from the device; returns the smoothed loss.
-
-        Raises:
-            TrainingError: one of them is not finite.
-        """
-        values = torch.stack([loss for loss, _ in self._fresh]).tolist() if self._fresh else []
-        for value, (_, rate) in zip(values, self._fresh, strict=True):
-            self._step += 1
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss of step {self._step}, or its gradient, is {value}: try a smaller "
-                    "learning rate; no checkpoint was written after it"
-                )
-            self._unwritten.append(f"{self._step},{value:.6g},{rate:.6g}\n")
-            self._smooth = value if self._smooth is None else 0.98 * self._smooth + 0.02 * value
-        self._fresh.clear()
-        return math.nan if self._smooth is None else self._smooth
-
-    def flush(self) -> None:
-        """Append what was noted to the file, down to the disk."""
-        self.collect()
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(self._unwritten)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
-        self._unwritten.clear()
-
-
-def read_losses(path: str | Path) -> tuple[list[int], list[float]]:
-    """Steps and losses of a ``losses.csv``."""
-    rows = _read_rows(Path(path), None)
-    return [int(row[0]) for row in rows], [float(row[1]) for row in rows]
-
-
-def _read_rows(path: Path, last: int | None) -> list[list[str]]:
-    """The whole rows of a loss file up to step ``last``; none if there is no file."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [
-            row for row in csv.reader(file) if len(row) == len(LOSS_COLUMNS) and row[0].isdecimal()
-        ]
-    return [row for row in rows if last is None or int(row[0]) <= last]
-
-
-def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"could not write {path}: {error.strerror or error}")
-
-
 def _batch_indices(settings: TrainingSettings, n: int, step: int) -> Tensor:
     """Which images step ``step`` takes, int64 ``(batch_size,)``: a slice of an endless row of permutations."""
     begin = step * settings.batch_size
@@ -373,7 +276,8 @@ def _batch_indices(settings: TrainingSettings, n: int, step: int) -> Tensor:
 
 @functools.lru_cache(maxsize=2)  # a batch touches the end of one epoch and the start of the next
 def _permutation(seed: int, n: int, epoch: int) -> Tensor:
-    keys = ops.philox_uniform((1, n), seed=seed, step=epoch, sample_offset=ORDER_SAMPLE, **HOST)
+    place = {"step": epoch, "sample_offset": ORDER_SAMPLE, **HOST}
+    keys = ops.philox_uniform((1, n), seed=seed, stream=STREAM_BATCHES, **place)
     return keys[0].argsort(stable=True)
 
 
@@ -387,15 +291,89 @@ def _batch_levels(settings: TrainingSettings, sigmas: Tensor, step: int) -> dict
         ``labels``, int64, or ``sigma``, float32, as ``get_loss`` takes them.
     """
     size = settings.batch_size
-    u = ops.philox_uniform(
-        (1, size), seed=settings.seed, step=step, sample_offset=LABEL_SAMPLE, **HOST
-    )[0]
-    even = torch.arange(size) + u.double()
+    place = {"step": step, "sample_offset": LABEL_SAMPLE, **HOST}
+    u = ops.philox_uniform((1, size), seed=settings.seed, stream=STREAM_BATCHES, **place)[0]
+    even = torch.arange(size, dtype=torch.float64, device="cpu") + u.double()
     if settings.levels == CONTINUOUS:
         ends = sigmas[-1].item(), sigmas[0].item()
         return {"sigma": log_uniform_sigmas(even / size, *ends).to(sigmas.device)}
     labels = (even * (len(sigmas) / size)).long().clamp(max=len(sigmas) - 1)
     return {"labels": labels.to(sigmas.device)}
+
+
+def _check_images(images: Tensor, expected: Range | None) -> None:
+    if images.ndim not in (2, 4) or images.numel() < 1 or not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating point (N, C, H, W), or points (N, D), with N >= 1, got {images.dtype} of shape "
+            f"{tuple(images.shape)}{byte_hint(images.dtype, expected)}"
+        )
+    broken = ~images.isfinite()
+    if bool(broken.any()):
+        first = tuple(broken.nonzero()[0].tolist())
+        raise ValueError(
+            f"images must be finite, got {int(broken.sum())} values that are NaN or infinite, in "
+            f"{int(broken.flatten(1).any(1).sum())} of {len(images)} samples: the first is {images[first].item()} at "
+            f"images[{', '.join(map(str, first))}]"
+        )
+    check_range(images, expected, "images" if images.ndim == 4 else "points")
+
+
+def _hint_own_layers(model: ScoreModel) -> None:
+    """Warn before the training if what it writes will not load into a new network of the model's configuration."""
+    with torch.device("meta"):
+        plain = new_network(model.config).state_dict().keys()
+    own = sorted(model.state_dict().keys() ^ plain)
+    if own:
+        warnings.warn(
+            f"the model's layers are not those of a new {type(model).__name__} ({len(own)} names of weights differ, "
+            f"such as {own[0]}): the checkpoint will load only into a model changed in the same way, not by "
+            "load_model, ema_model or the command line",
+            stacklevel=3,
+        )
+
+
+def _with_ema_warmup(settings: TrainingSettings, checkpoint: Checkpoint | None) -> TrainingSettings:
+    """The settings with ``ema_warmup`` decided: as the run that goes on has it, True in a new one."""
+    if settings.ema_warmup is not None:
+        return settings
+    warmup = True if checkpoint is None else _held_warmup(checkpoint)
+    return dataclasses.replace(settings, ema_warmup=warmup)
+
+
+def _held_warmup(checkpoint: Checkpoint) -> bool:
+    """Whether a run warms its average up; one that does not say is older than the warm-up."""
+    return checkpoint.settings.get("ema_warmup", False)
+
+
+@contextlib.contextmanager
+def _sole_run(out: Path) -> Iterator[None]:
+    """A lock on the folder while the block runs, where there are such: two runs in one would spoil each other.
+
+    It goes with the process, however that ends, and leaves no file.
+
+    Raises:
+        TrainingError: another process, or another call in this one, has it.
+        CheckpointError: the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = None if fcntl is None else os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"could not write {out}: {error.strerror or error}") from error
+    try:
+        if handle is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingError(
+                    f"another run is training in {out}: choose another folder"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _check_same_run(
@@ -404,7 +382,8 @@ def _check_same_run(
     config = dataclasses.replace(model.config, sigmas=model.sigmas.tolist())
     free = {"iterations": settings.iterations, "checkpoint_every": settings.checkpoint_every}
     # A checkpoint that does not know of a setting was made with its default.
-    held = dataclasses.asdict(TrainingSettings(**{**checkpoint.settings, **free}))
+    held = {**checkpoint.settings, **free, "ema_warmup": _held_warmup(checkpoint)}
+    held = dataclasses.asdict(TrainingSettings(**held))
     for what, there, here in (
         ("another configuration", config_to_dict(checkpoint.config), config_to_dict(config)),
         ("another data set", checkpoint.data, data),
@@ -441,7 +420,3 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

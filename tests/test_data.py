@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast.data import largest_distance, load_digits, load_images, to_uint8
+from ncsn_fast.data import load_digits, load_images, to_uint8
 
 BYTES = np.random.default_rng(0).integers(0, 256, (3, 5, 5, 3), dtype=np.uint8)  # N, H, W, C
 
@@ -167,12 +167,3 @@ def test_to_uint8_inverts_loading(tmp_path):
         to_uint8(load_images(tmp_path, 5, 3))[0], torch.from_numpy(BYTES[0]).permute(2, 0, 1)
     )
     assert to_uint8(torch.tensor([-9.0, 0.0, 9.0])).tolist() == [0, 128, 255]
-
-
-def test_largest_distance():
-    images = torch.zeros(5, 1, 2, 2)
-    images[3] = 1.0
-    images[4] = -0.5
-    assert largest_distance(images) == pytest.approx(3.0)  # sqrt(4 * 1.5^2)
-    with pytest.raises(ValueError, match="two different images"):
-        largest_distance(images[:3])

@@ -84,6 +84,8 @@ OPERATORS = {
     "cond_instance_norm_elu": lambda x: ops.cond_instance_norm_elu(x, LABELS, TABLE),
     "max_pool5, neg_inf": lambda x: ops.max_pool5(x),
     "max_pool5, zero": lambda x: ops.max_pool5(x, padding="zero"),
+    "avg_pool5": lambda x: ops.avg_pool5(x),
+    "elu_conv3x3": lambda x: ops.elu_conv3x3(x, WEIGHT, BIAS),
     "conv3x3": lambda x: ops.conv3x3(x, WEIGHT, BIAS, residual=X),
     "norm_elu_conv3x3": lambda x: ops.norm_elu_conv3x3(x, LABELS, TABLE, WEIGHT, BIAS),
     "norm_elu_conv3x3, pool": lambda x: ops.norm_elu_conv3x3(

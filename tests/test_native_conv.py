@@ -153,7 +153,7 @@ def test_statistics_of_large_means_and_outliers():
     x[1, 3] = 1e4 / 3
     arguments = (x, labels, norm_weight, weight, bias, residual)
     assert relative_error(unit(*arguments), in_float64(*arguments)) <= WINOGRAD.forward
-    _, mean, rstd = UNIT(*arguments, 1, 1e-5)
+    _, mean, rstd = UNIT(*arguments, 1, 1e-5, True)
     _, want_mean, want_rstd = reference.cond_instance_norm_elu_with_statistics(
         x.double(), labels, norm_weight.double(), 1e-5, True
     )
@@ -297,21 +297,21 @@ def test_the_operators_guard_their_memory():
     for name, value in bad:
         a = good | {name: value}
         with pytest.raises(RuntimeError, match=f"{name} must"):
-            CONV(**a, transposed=False)
+            CONV(**a, transposed=False, elu=False)
         with pytest.raises(RuntimeError, match=f"{name} must"):
-            UNIT(labels=labels, norm_weight=norm_weight, eps=1e-5, **a)
+            UNIT(labels=labels, norm_weight=norm_weight, eps=1e-5, elu=True, **a)
     with pytest.raises(RuntimeError, match="weight must"):
-        CONV(x, weight, None, None, 1, True)
+        CONV(x, weight, None, None, 1, True, False)
     for gradient in (grad[:1], grad.double(), grad.contiguous(), to_layout(grad[..., :3])):
         with pytest.raises(RuntimeError, match="grad_y must"):
-            WEIGHT_GRADIENT(gradient, x, labels, norm_weight, *statistics, 1)
+            WEIGHT_GRADIENT(gradient, x, labels, norm_weight, *statistics, 1, True)
     for wrong in (statistics[0][:1], statistics[0].double(), statistics[0].t()):
         with pytest.raises(RuntimeError, match="must be what the forward pass returned"):
-            WEIGHT_GRADIENT(grad, x, labels, norm_weight, wrong, statistics[1], 1)
+            WEIGHT_GRADIENT(grad, x, labels, norm_weight, wrong, statistics[1], 1, True)
     with pytest.raises(RuntimeError, match="must come with"):
-        WEIGHT_GRADIENT(grad, x, labels, None, None, None, 1)
+        WEIGHT_GRADIENT(grad, x, labels, None, None, None, 1, True)
     with pytest.raises(IndexError, match=r"labels must be in 0\.\.3, got 4"):
-        WEIGHT_GRADIENT(grad, x, labels * 0 + K, norm_weight, *statistics, 1)
+        WEIGHT_GRADIENT(grad, x, labels * 0 + K, norm_weight, *statistics, 1, True)
     with pytest.raises(IndexError, match=r"labels must be in 0\.\.3, got 4"):
         unit(x, labels * 0 + K, norm_weight, weight, bias, residual)
 

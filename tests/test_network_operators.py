@@ -311,16 +311,18 @@ def unit_calls():
     norm = (labels, norm_weight, *torch.ones(2, *x.shape[:2]))
     return {
         "norm_elu_conv3x3": [
-            (x, labels, norm_weight, weight, bias, residual, 2, 1e-5),
-            (x, labels, norm_weight, weight, None, None, 1, 1e-5),
+            (x, labels, norm_weight, weight, bias, residual, 2, 1e-5, True),
+            (x, labels, norm_weight, weight, None, None, 1, 1e-5, False),
         ],
         "conv3x3": [
-            (x, weight, bias, residual, 2, False),
-            (residual, weight, None, None, 1, True),
+            (x, weight, bias, residual, 2, False, True),
+            (residual, weight, None, None, 1, True, False),
         ],
         "conv3x3_weight_gradient": [
-            (residual, x, *norm, 2),
-            (residual, x, None, None, None, None, 1),
+            (residual, x, *norm, 2, True),
+            (residual, x, *norm, 1, False),
+            (residual, x, None, None, None, None, 1, False),
+            (residual, x, None, None, None, None, 1, True),
         ],
     }
 

@@ -125,7 +125,7 @@ def test_simd_levels_agree_to_the_bit():
     [
         ({"seed": -1}, ValueError, r"seed must be in 0 .. 2\*\*64 - 1, got -1"),
         ({"seed": 2**64}, ValueError, "seed must be in"),
-        ({"seed": 1.5}, TypeError, "seed must be an int, got float"),
+        ({"seed": 1.5}, TypeError, "seed must be an int, got 1.5 of type float"),
         ({"step": 2**32}, ValueError, r"step must be in 0 .. 2\*\*32 - 1"),
         ({"sample_offset": 2**32 - 1}, ValueError, r"at most 2\*\*32, got 4294967295 \+ 2"),
         ({"stream": -1}, ValueError, "stream must be in"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -12,8 +13,8 @@ import time
 import pytest
 import torch
 
-from ncsn_fast import NCSN, NCSNConfig
-from ncsn_fast.checkpoints import CheckpointError, load_checkpoint, load_model
+from ncsn_fast import NCSN, NCSNConfig, ScoreMLP, training
+from ncsn_fast.checkpoints import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from ncsn_fast.training import TrainingError, TrainingSettings, read_losses, train
 
 CONFIG = NCSNConfig(in_channels=1, nf=4, num_classes=3, sigmas=(1.0, 0.3, 0.1))
@@ -28,6 +29,10 @@ def new_model(config=CONFIG):
 
 def run(out, model=None, settings=SETTINGS, images=IMAGES, **arguments):
     return train(model or new_model(), images, settings, out, verbose=False, **arguments)
+
+
+def load(out):
+    return load_checkpoint(out / "checkpoint.pt")
 
 
 def same(a, b):
@@ -61,17 +66,63 @@ def test_what_is_written(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "losses.csv", "model"}
 
 
-def test_the_average_is_the_average(tmp_path):
-    settings = dataclasses.replace(SETTINGS, iterations=2, ema_decay=0.75, checkpoint_every=1)
-    first = run(
-        tmp_path / "one",
-        settings=dataclasses.replace(settings, iterations=1, lr_schedule="constant"),
-    )
-    run(tmp_path / "two", settings=dataclasses.replace(settings, lr_schedule="constant"))
+@pytest.mark.parametrize(("warmup", "decay"), [(False, 0.75), (True, 2 / 11)])
+def test_the_average_is_the_average(tmp_path, warmup, decay):
+    settings = dataclasses.replace(SETTINGS, ema_decay=0.75, lr_schedule="constant")
+    one, two = (dataclasses.replace(settings, iterations=n, ema_warmup=warmup) for n in (1, 2))
+    first = run(tmp_path / "one", settings=one)
+    run(tmp_path / "two", settings=two)
     two = load_checkpoint(tmp_path / "two" / "checkpoint.pt")
     name = "end_conv.weight"
-    expected = 0.75 * first.state_dict()[name] + 0.25 * two.model[name]
+    assert torch.equal(first.state_dict()[name], load(tmp_path / "one").model[name])
+    expected = decay * first.state_dict()[name] + (1 - decay) * two.model[name]
     torch.testing.assert_close(two.ema[name], expected)
+
+
+def test_the_average_of_a_short_run_is_trained(tmp_path):
+    """With the decay of a long run, 0.999, throughout, it would be nine tenths of the untrained weights."""
+    images = IMAGES[:1].expand(8, -1, -1, -1)
+    settings = TrainingSettings(iterations=100, batch_size=8, lr=3e-3, warmup=0)
+    average = run(tmp_path, settings=settings, images=images)
+    last = load(tmp_path).last_model()
+    losses = [
+        m.get_loss(images.repeat(8, 1, 1, 1), seed=1)[0] for m in (new_model(), last, average)
+    ]
+    assert losses[1] < 0.7 * losses[0]
+    assert losses[2] < 1.1 * losses[1]
+
+
+def test_last_weights(tmp_path):
+    run(tmp_path)
+    checkpoint = load(tmp_path)
+    for path in (tmp_path, tmp_path / "checkpoint.pt"):
+        last, size = load_model(path, weights="last")
+        assert same(last.state_dict(), checkpoint.model) and size == (6, 6) and not last.training
+        assert same(load_model(path, weights="ema")[0].state_dict(), checkpoint.ema)
+    with pytest.raises(ValueError, match="holds one set of weights"):
+        load_model(tmp_path / "model", weights="last")
+    with pytest.raises(ValueError, match=r"weights must be one of \('ema', 'last'\), got 'best'"):
+        load_model(tmp_path, weights="best")
+
+
+def test_a_run_older_than_the_warm_up_goes_on_without_it(tmp_path):
+    """To the same bits, whose checkpoint does not know the setting."""
+    old = dataclasses.replace(SETTINGS, lr_schedule="constant", ema_warmup=False)
+    run(tmp_path / "whole", settings=old)
+    run(tmp_path / "parts", settings=dataclasses.replace(old, iterations=5))
+    checkpoint = load(tmp_path / "parts")
+    del checkpoint.settings["ema_warmup"]
+    save_checkpoint(checkpoint, tmp_path / "parts" / "checkpoint.pt")
+    unsaid = dataclasses.replace(old, ema_warmup=None)
+    with pytest.raises(CheckpointError, match="ema_warmup is False there and True here"):
+        run(tmp_path / "parts", settings=dataclasses.replace(old, ema_warmup=True), resume=True)
+    run(tmp_path / "parts", settings=unsaid, resume=True)
+    a, b = load(tmp_path / "whole"), load(tmp_path / "parts")
+    assert same(a.model, b.model) and same(a.ema, b.ema)
+    assert b.settings["ema_warmup"] is False
+    new = dataclasses.replace(unsaid, iterations=1)
+    run(tmp_path / "new", settings=new)
+    assert load(tmp_path / "new").settings["ema_warmup"] is True
 
 
 def test_resumed_is_uninterrupted(tmp_path):
@@ -106,13 +157,6 @@ def test_batches_cover_the_data_each_epoch(tmp_path):
         assert torch.equal(pixels.sort().values, IMAGES[:, 0, 0, 0].sort().values)
     assert not torch.equal(seen[0][0], seen[2][0])
     assert len({seed for _, _, seed in seen}) == 4
-
-
-def test_learning_rate():
-    settings = TrainingSettings(iterations=100, lr=1.0, warmup=10, lr_schedule="constant")
-    assert [settings.lr_at(s) for s in (0, 4, 9, 99)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
-    cosine = dataclasses.replace(settings, lr_schedule="cosine", warmup=0)
-    assert [cosine.lr_at(s) for s in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
@@ -169,16 +213,99 @@ def test_a_loss_that_is_not_finite(tmp_path):
         run(tmp_path, model)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("iterations", 0), ("batch_size", 1.5), ("lr", -1.0), ("lr", float("nan"))),
-        *(("ema_decay", 1.0), ("lr_schedule", "linear"), ("seed", -1), ("warmup", True)),
-    ],
-)
-def test_settings_refuse(field, value):
-    with pytest.raises((ValueError, TypeError), match=field):
-        TrainingSettings(**{field: value})
+def test_a_training_that_has_diverged(tmp_path):
+    """Its loss is finite, but nothing like a loss any more."""
+    run(tmp_path, settings=dataclasses.replace(SETTINGS, iterations=3, lr_schedule="constant"))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    wild = TrainingSettings(iterations=40, lr=1e3, warmup=0, grad_clip=0, checkpoint_every=40)
+    with pytest.raises(TrainingError, match="the training has diverged: after step 40 the smooth"):
+        run(tmp_path / "wild", settings=wild)
+    assert not (tmp_path / "wild" / "checkpoint.pt").exists()
+    assert not (tmp_path / "wild" / "model").exists()
+    # One that had gone well keeps the checkpoint from before.
+    log = training.LossLog(tmp_path / "losses.csv", 3, of_nothing=36.0)
+    for _ in range(20):
+        log.add(torch.tensor(1e9), 1e-3)
+    with pytest.raises(TrainingError, match="no checkpoint was written of this state"):
+        log.check()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("weighting", ["sigma2", "one", "learned"])
+def test_no_false_alarm(tmp_path, weighting):
+    """A small batch, a wide ladder and a weighting that differs by its square; a network far from zero at first."""
+    config = dataclasses.replace(CONFIG, sigmas=(50.0, 1.0, 0.01))
+    model = new_model(config)
+    with torch.no_grad():
+        model.end_conv.bias.fill_(30.0)
+    settings = TrainingSettings(
+        iterations=30, batch_size=1, weighting=weighting, checkpoint_every=1
+    )
+    run(tmp_path, model, settings)
+    assert load(tmp_path).step == 30
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_images_that_are_not_finite(tmp_path, broken):
+    images = IMAGES.clone()
+    images[3, 0, 2, 4] = broken
+    with pytest.raises(ValueError, match="finite"):
+        run(tmp_path, images=images)
+    with pytest.raises(ValueError, match="finite"):
+        run(tmp_path, ScoreMLP(2, sigmas=(1.0, 0.1)), images=images[:, 0, 2, 3:5])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("default", ["float64", "bfloat16", "meta"])
+def test_torchs_defaults_change_nothing(tmp_path, default):
+    settings = {
+        NCSN: SETTINGS,
+        ScoreMLP: dataclasses.replace(SETTINGS, levels="continuous", weighting="learned"),
+    }
+    for kind, data in ((NCSN, IMAGES), (ScoreMLP, IMAGES.flatten(1))):
+        results = []
+        for name in ("plain", default):
+            torch.manual_seed(0)
+            model = (
+                NCSN(CONFIG) if kind is NCSN else ScoreMLP(36, hidden=(8,), sigmas=(1.0, 0.3, 0.1))
+            )
+            out = tmp_path / f"{kind.__name__}-{name}"
+            with torch_default(name):
+                run(out, model, settings[kind], data)
+            results.append(load(out))
+        assert same(results[0].model, results[1].model)
+        assert same(results[0].ema, results[1].ema)
+        assert same(results[0].weighting, results[1].weighting)
+
+
+@contextlib.contextmanager
+def torch_default(name):
+    before = torch.get_default_dtype()
+    try:
+        with torch.device(name if name == "meta" else "cpu"):
+            torch.set_default_dtype(getattr(torch, name, before))
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.skipif(training.fcntl is None, reason="no locks of this kind")
+def test_two_runs_in_one_folder(tmp_path):
+    with (
+        training._sole_run(tmp_path),
+        pytest.raises(TrainingError, match="another run is training"),
+    ):
+        run(tmp_path)
+    run(tmp_path)  # the lock is gone, and left nothing
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "losses.csv", "model"}
+
+
+def test_one_of_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="this is one of 2 processes"):
+        run(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    run(tmp_path)
 
 
 def test_images_refuse(tmp_path):

@@ -21,6 +21,8 @@ V = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(5))
 OPERATORS = {
     "cond_instance_norm_elu": lambda x: ops.cond_instance_norm_elu(x, LABELS, TABLE.to(x.dtype)),
     "max_pool5": lambda x: ops.max_pool5(x, padding="zero"),
+    "avg_pool5": lambda x: ops.avg_pool5(x),
+    "elu_conv3x3": lambda x: ops.elu_conv3x3(x, WEIGHT.to(x.dtype), residual=x),
     "conv3x3": lambda x: ops.conv3x3(x, WEIGHT.to(x.dtype), None),
     "norm_elu_conv3x3": lambda x: ops.norm_elu_conv3x3(
         x, LABELS, TABLE.to(x.dtype), WEIGHT.to(x.dtype), None, residual=x, pool="neg_inf"

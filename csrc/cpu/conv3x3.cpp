@@ -163,7 +163,7 @@ ConvCall conv_call(const Tensor& x, const Tensor& weight, const std::optional<Te
 // --- the operators --------------------------------------------------------------------------------
 
 Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
-               int64_t dilation, bool transposed) {
+               int64_t dilation, bool transposed, bool elu) {
   const ConvCall call = conv_call(x, weight, bias, residual, dilation, transposed);
   Tensor y = new_channels_last(x, call.shape);
   if (y.numel() == 0) return y;
@@ -171,14 +171,14 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
   const Convolver convolver(call.shape, packed,
                             {y.mutable_data_ptr<float>(), call.bias, call.residual});
   parallel_each(convolver.parts(), [&](int64_t part) { convolver.pack(part); });
-  convolver.run({x.const_data_ptr<float>(), nullptr, nullptr, nullptr});
+  convolver.run({x.const_data_ptr<float>(), nullptr, nullptr, nullptr, elu});
   return y;
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_elu_conv3x3(Tensor x, Tensor labels, Tensor norm_weight,
                                                     Tensor weight, std::optional<Tensor> bias,
                                                     std::optional<Tensor> residual,
-                                                    int64_t dilation, double eps) {
+                                                    int64_t dilation, double eps, bool elu) {
   const ConvCall call = conv_call(x, weight, bias, residual, dilation, false);
   const NormArguments a = norm_arguments(x, labels, norm_weight);
   const ConvShape& s = call.shape;
@@ -213,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_elu_conv3x3(Tensor x, Tensor labels, Ten
       affine.shift[at + c] -= residue[c] * affine.scale[at + c];
     }
   }
-  convolver.run({values, means, affine.scale.get(), affine.shift.get()});
+  convolver.run({values, means, affine.scale.get(), affine.shift.get(), elu});
   return {y, mean, rstd};
 }
 

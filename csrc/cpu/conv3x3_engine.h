@@ -23,6 +23,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "common/elu.h"
@@ -103,13 +104,15 @@ struct ConvShape {
   int64_t padded_channels() const { return round_up(channels, kChannelBlock); }
 };
 
-// What the convolution reads: x, or elu((x - mean) * scale + shift) with arrays of (samples, channels).
+// What the convolution reads: x or (x - mean) * scale + shift, with arrays of (samples, channels); or the ELU of it.
 struct ConvInput {
   const float* x;
   const float *mean, *scale, *shift;  // null without a norm
+  bool elu;
 };
 
-struct NormPixels {
+template <bool kNorm, bool kElu>
+struct InputPixels {
   const float* x;
   int64_t x_stride, pixels, channels;
   const float *mean, *scale, *shift;
@@ -129,7 +132,9 @@ struct NormPixels {
       }
       NCSN_INDEPENDENT
       for (int64_t c = 0; c < channels; ++c) {
-        to[c] = elu<kFma>(multiply_add<kFma>(from[c] - mean[c], scale[c], shift[c]));
+        float u = from[c];
+        if constexpr (kNorm) u = multiply_add<kFma>(u - mean[c], scale[c], shift[c]);
+        to[c] = kElu ? elu<kFma>(u) : u;
       }
     }
   }
@@ -196,7 +201,7 @@ inline std::vector<Chunk> cut_chunks(const Strip* begin, const Strip* end, int64
   return chunks;
 }
 
-// The rows that a strip's tiles are made of, normalised and padded with zeros: those of the tiles and `halo` more on
+// The rows that a strip's tiles are made of, normalised, activated and padded with zeros: those of the tiles and `halo` more on
 // each side. A strip below the one before it keeps what both have.
 class RowRing {
  public:
@@ -245,14 +250,27 @@ class RowRing {
     const int64_t y = strip.phase_row + row * d, x = strip.phase_column + begin * d;
     const float* const from =
         input_.x + ((strip.sample * shape_.height + y) * shape_.width + x) * channels;
+    const int64_t at = strip.sample * channels, stride = d * channels;
+    const int64_t ahead = kTile * d * shape_.width * channels;
+    const auto load = [&](auto norm, auto elu) {
+      const float *mean = nullptr, *scale = nullptr, *shift = nullptr;
+      if constexpr (norm) {
+        mean = input_.mean + at;
+        scale = input_.scale + at;
+        shift = input_.shift + at;
+      }
+      run_simd(InputPixels<norm, elu>{from, stride, end - begin, channels, mean, scale, shift,
+                                      inside, padded, ahead});
+    };
+    constexpr std::true_type yes;
+    constexpr std::false_type no;
     if (input_.mean != nullptr) {
-      const int64_t at = strip.sample * channels;
-      run_simd(NormPixels{from, d * channels, end - begin, channels, input_.mean + at,
-                          input_.scale + at, input_.shift + at, inside, padded,
-                          kTile * d * shape_.width * channels});
+      input_.elu ? load(yes, yes) : load(yes, no);
+    } else if (input_.elu) {
+      load(no, yes);
     } else {
       for (int64_t p = 0; p < end - begin; ++p) {
-        std::memcpy(inside + p * padded, from + p * d * channels,
+        std::memcpy(inside + p * padded, from + p * stride,
                     static_cast<size_t>(channels) * sizeof(float));
       }
     }

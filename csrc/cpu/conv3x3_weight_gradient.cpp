@@ -24,13 +24,13 @@ constexpr int64_t kSumPosition = 7;
 
 class WeightGradient {
  public:
-  // grad_y as the input of a convolution: with `outputs` channels, no norm.
+  // grad_y as the input of a convolution: with `outputs` channels, no norm, no ELU.
   WeightGradient(const ConvShape& shape, const ConvInput& input, const float* grad_y)
       : kernels_(conv_kernels()),
         shape_(shape),
         grad_shape_{shape.samples, shape.outputs, 0, shape.height, shape.width, shape.dilation},
         input_(input),
-        grad_{grad_y, nullptr, nullptr, nullptr},
+        grad_{grad_y, nullptr, nullptr, nullptr, false},
         panels_((shape.outputs + kernels_.panel - 1) / kernels_.panel),
         u_position_(position_stride(shape.channels, kernels_.panel)),
         u_(thread_memory(Use::kWeightGradients, panels_ * kPositions * u_position_)),
@@ -120,7 +120,8 @@ std::tuple<Tensor, Tensor> conv3x3_weight_gradient(Tensor grad_y, Tensor x,
                                                    std::optional<Tensor> labels,
                                                    std::optional<Tensor> norm_weight,
                                                    std::optional<Tensor> mean,
-                                                   std::optional<Tensor> rstd, int64_t dilation) {
+                                                   std::optional<Tensor> rstd, int64_t dilation,
+                                                   bool elu) {
   check_channels_last(x, "x");
   check_channels_last(grad_y, "grad_y");
   STD_TORCH_CHECK(dilation >= 1, "dilation must be at least 1, got ", dilation);
@@ -130,7 +131,7 @@ std::tuple<Tensor, Tensor> conv3x3_weight_gradient(Tensor grad_y, Tensor x,
   const ConvShape s = {x.size(0), x.size(1), grad_y.size(1), x.size(2), x.size(3), dilation};
   Tensor grad_weight = torch::stable::new_zeros(x, {s.outputs, s.channels, 3, 3});
   Tensor grad_bias = torch::stable::new_zeros(x, {s.outputs});
-  ConvInput input = {x.const_data_ptr<float>(), nullptr, nullptr, nullptr};
+  ConvInput input = {x.const_data_ptr<float>(), nullptr, nullptr, nullptr, elu};
   Affine<float> affine(labels ? s.samples * s.channels : 0);
   if (labels) {
     STD_TORCH_CHECK(norm_weight && mean && rstd, "labels must come with the norm's tensors");

@@ -8,7 +8,7 @@ noise added to data (``losses.py``), the range that a network expects (``ranges.
 from __future__ import annotations
 
 from .digits import load_digits
-from .folders import largest_distance, load_images
+from .folders import load_images
 from .images import to_uint8
 from .points import (
     Checkerboard,
@@ -24,7 +24,6 @@ __all__ = [
     "Checkerboard",
     "GaussianMixture",
     "eight_gaussians",
-    "largest_distance",
     "load_digits",
     "load_images",
     "spirals",

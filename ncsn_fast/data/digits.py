@@ -44,7 +44,9 @@ def load_digits(split: str = "train") -> Tensor:
         ) from error
     images = datasets.load_digits().images
     images = torch.from_numpy(images).to(torch.float32).unsqueeze(1) * (2 / DIGITS_MAX) - 1
-    heldout = torch.arange(len(images)) % HELDOUT_PERIOD == HELDOUT_PHASE
+    heldout = (
+        torch.arange(len(images), dtype=torch.int64, device="cpu") % HELDOUT_PERIOD == HELDOUT_PHASE
+    )
     if split == "all":
         return images
     return images[heldout if split == "heldout" else ~heldout]

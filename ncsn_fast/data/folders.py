@@ -7,7 +7,6 @@ the values of one image file mean (``images.py``), the order in which a training
 from __future__ import annotations
 
 import logging
-import math
 import os
 import zipfile
 from collections import Counter
@@ -18,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import positive_int
 from ..ranges import IMAGE_RANGE, check_range
-from ..schedules import estimate_sigma_begin
 from .images import WHITE, Background, check_background, from_uint8, read_image
 
 _log = logging.getLogger(__name__)
@@ -86,8 +85,7 @@ def load_images(
         DataRangeWarning: all the values together look as if they had another range, such as masks of 0 and 1.
     """
     path = Path(path).expanduser()
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size must be an int >= 1, got {image_size!r}")
+    image_size = positive_int("image_size", image_size)
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}")
     if not path.exists():
@@ -107,7 +105,9 @@ def load_images(
             )
         if summary:
             report(summary)
-        images = torch.empty(len(files), channels, image_size, image_size)
+        images = torch.empty(
+            (len(files), channels, image_size, image_size), dtype=torch.float32, device="cpu"
+        )
         for i, file in enumerate(files):
             images[i] = read_image(file, image_size, channels, background=background)
     check_range(images, IMAGE_RANGE, f"the values of {path}")
@@ -155,19 +155,6 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
                 ] += 1
         waiting += reversed(found)
     return sorted(files), skipped
-
-
-def largest_distance(images: Tensor, limit: int = 1000) -> float:
-    """:func:`~ncsn_fast.schedules.estimate_sigma_begin` of some of the images.
-
-    Args:
-        images: ``(N, ...)``, N >= 2.
-        limit: look at no more than this many, evenly spaced.
-
-    Raises:
-        ValueError: fewer than two images, or all of them equal.
-    """
-    return estimate_sigma_begin(images[:: max(1, math.ceil(len(images) / limit))])
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -17,9 +17,7 @@ from torch import Tensor
 
 from .. import ops
 from ..checks import positive_int, positive_number
-
-# Two uses of the stream for everything else, told apart by the step; training has its own samples there.
-POSITION, NOISE = 0, 1
+from ..streams import STREAM_POINTS, STREAM_POINTS_NOISE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +44,7 @@ class GaussianMixture:
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """``n`` points, float32 ``(n, D)``."""
-        centres = torch.tensor(self.means)
+        centres = torch.tensor(self.means, dtype=torch.float32, device="cpu")
         which = (_uniform((n, 1), seed)[:, 0] * len(centres)).long()
         return centres[which] + math.sqrt(self.variance) * _normal((n, centres.shape[1]), seed)
 
@@ -151,7 +149,7 @@ class Checkerboard:
         mass = (torch.erfc(-above / math.sqrt(2)) - torch.erfc(-below / math.sqrt(2))) / 2
         bell = torch.exp(-(distance**2) / 2) / math.sqrt(2 * math.pi)
         slope = (bell[..., :-1] - bell[..., 1:]) / sigma
-        index = torch.arange(self.squares, device=x.device)
+        index = torch.arange(self.squares, dtype=torch.int64, device=x.device)
         dark = ((index[:, None] + index[None, :]) % 2 == 0).double()
         (mx, my), (sx, sy) = mass.unbind(1), slope.unbind(1)
         density = torch.einsum("nc,cr,nr->n", mx, dark, my)
@@ -215,8 +213,8 @@ def _along(curve: Callable[[Tensor, Tensor], Tensor], n: int, noise: float, seed
 
 def _uniform(shape: tuple[int, int], seed: int) -> Tensor:
     shape = (positive_int("n", shape[0]), shape[1])
-    return ops.philox_uniform(shape, seed=seed, step=POSITION, stream=ops.STREAM_OTHER)
+    return ops.philox_uniform(shape, seed=seed, stream=STREAM_POINTS)
 
 
 def _normal(shape: tuple[int, int], seed: int) -> Tensor:
-    return ops.philox_normal(shape, seed=seed, step=NOISE, stream=ops.STREAM_OTHER)
+    return ops.philox_normal(shape, seed=seed, stream=STREAM_POINTS_NOISE)

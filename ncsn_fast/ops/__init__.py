@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ..checks import integer
+from ..streams import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
 from . import autograd, reference
+from .autograd import needs_gradient
 from .checks import (
     FLOATING,
     check_integer,
@@ -36,7 +38,10 @@ from .dispatch import (
     transform,
     use_backend,
 )
-from .reference import STREAM_INIT, STREAM_LANGEVIN, STREAM_OTHER, STREAM_TRAINING
+from .functional._convolution import check_convolution, convolve
+from .functional.avg_pool5 import avg_pool5
+from .functional.conv3x3_mean_pool import conv3x3_mean_pool
+from .functional.elu_conv3x3 import elu_conv3x3
 from .schema import PADDINGS, PHILOX_BITS, PHILOX_NORMAL, PHILOX_UNIFORM, operator
 
 __all__ = [
@@ -44,8 +49,11 @@ __all__ = [
     "STREAM_LANGEVIN",
     "STREAM_OTHER",
     "STREAM_TRAINING",
+    "avg_pool5",
     "cond_instance_norm_elu",
     "conv3x3",
+    "conv3x3_mean_pool",
+    "elu_conv3x3",
     "langevin_step_",
     "max_pool5",
     "norm_elu_conv3x3",
@@ -55,12 +63,6 @@ __all__ = [
     "set_backend",
     "use_backend",
 ]
-
-
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    if forward_ad._current_level >= 0:  # where a tensor may have a tangent
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _note_change(x: Tensor) -> None:
@@ -113,7 +115,7 @@ def cond_instance_norm_elu(
     chosen = select("cond_instance_norm_elu", backend, x, labels, weight)
     if chosen == "reference":
         return reference.cond_instance_norm_elu(x, labels, weight, eps, elu)
-    if _needs_gradient(x, weight):
+    if needs_gradient(x, weight):
         return autograd.CondInstanceNormELU.apply(x, labels, weight, eps, elu, chosen)
     return operator("cond_instance_norm_elu", chosen)(x, labels, weight, eps, elu)[0]
 
@@ -143,7 +145,7 @@ def max_pool5(x: Tensor, *, padding: str = "neg_inf", backend: str | None = None
     chosen = select("max_pool5", backend, x)
     if chosen == "reference":
         return reference.max_pool5(x, padding)
-    if _needs_gradient(x):
+    if needs_gradient(x):
         return autograd.MaxPool5.apply(x, padding, chosen)
     return operator("max_pool5", chosen)(x, PADDINGS[padding])
 
@@ -159,6 +161,7 @@ def norm_elu_conv3x3(
     residual: Tensor | None = None,
     pool: str | None = None,
     eps: float = 1e-5,
+    elu: bool = True,
     conv_algo: str = "auto",
     backend: str | None = None,
 ) -> Tensor:
@@ -177,6 +180,7 @@ def norm_elu_conv3x3(
         residual: ``(N, O, H, W)``, added to the result, or None.
         pool: None, ``"neg_inf"`` or ``"zero"``: a :func:`max_pool5` with that padding before the convolution.
         eps: added to the variance.
+        elu: False leaves out the activation.
         conv_algo: on a CPU, in float32: ``"winograd"``, the fused engine, F(4x4, 3x3); ``"direct"``, PyTorch's
             convolution; ``"auto"``, the faster one by the size of the image and the channels.
         backend: as in :func:`cond_instance_norm_elu`; where the unit is composed, it holds for its parts.
@@ -191,7 +195,8 @@ def norm_elu_conv3x3(
     Source: Winograd 1980; Lavin & Gray 2015 (arXiv:1509.09308).
     """
     labels = check_norm(x, labels, norm_weight, "norm_weight")
-    _check_convolution(x, weight, bias, residual, dilation)
+    dilation = integer("dilation", dilation, 1)
+    check_convolution(x, weight, bias, residual)
     if pool is not None:
         check_padding(pool)
     eps = check_number("eps", eps, 0.0)
@@ -199,7 +204,7 @@ def norm_elu_conv3x3(
     tensors = (x, labels, norm_weight, weight, bias, residual)
     chosen = select_convolution("norm_elu_conv3x3", backend, conv_algo, dilation, *tensors)
     if chosen == "reference":
-        h = cond_instance_norm_elu(x, labels, norm_weight, eps, backend=backend)
+        h = cond_instance_norm_elu(x, labels, norm_weight, eps, elu, backend=backend)
         if pool is not None:
             h = max_pool5(h, padding=pool, backend=backend)
         h = F.conv2d(h, weight, bias, padding=dilation, dilation=dilation)
@@ -207,9 +212,9 @@ def norm_elu_conv3x3(
     norm = (labels, norm_weight)
     if pool is not None:
         x = x.contiguous(memory_format=torch.channels_last)
-        h = cond_instance_norm_elu(x, labels, norm_weight, eps, backend=chosen)
-        x, norm = max_pool5(h, padding=pool, backend=chosen), (None, None)
-    return _convolve(x, *norm, weight, bias, residual, dilation, eps, chosen)
+        h = cond_instance_norm_elu(x, labels, norm_weight, eps, elu, backend=chosen)
+        x, norm, elu = max_pool5(h, padding=pool, backend=chosen), (None, None), False
+    return convolve(x, *norm, weight, bias, residual, dilation, eps, elu, chosen)
 
 
 def conv3x3(
@@ -223,64 +228,13 @@ def conv3x3(
     backend: str | None = None,
 ) -> Tensor:
     """The convolution of :func:`norm_elu_conv3x3` alone; arguments, result and errors as there."""
-    tensors = _check_convolution(x, weight, bias, residual, dilation)
+    dilation = integer("dilation", dilation, 1)
+    tensors = check_convolution(x, weight, bias, residual)
     chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
     if chosen == "reference":
         h = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
         return h if residual is None else h + residual
-    return _convolve(x, None, None, weight, bias, residual, dilation, 0.0, chosen)
-
-
-def _check_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dilation: int
-) -> tuple[Tensor | None, ...]:
-    check_tensor("x", x, FLOATING)
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(
-            f"x must have shape (N, C, H, W) with C, H and W >= 1, got {tuple(x.shape)}"
-        )
-    n, channels, *size = x.shape
-    check_tensor("weight", weight, FLOATING, like=x)
-    if weight.dim() != 4 or tuple(weight.shape[1:]) != (channels, 3, 3):
-        raise ValueError(f"weight must have shape (O, {channels}, 3, 3), got {tuple(weight.shape)}")
-    out_channels = weight.shape[0]
-    if bias is not None:
-        check_tensor("bias", bias, FLOATING, like=x)
-        check_shape("bias", bias, (out_channels,))
-    if residual is not None:
-        check_tensor("residual", residual, FLOATING, like=x)
-        check_shape("residual", residual, (n, out_channels, *size))
-    if not isinstance(dilation, int) or dilation < 1:
-        raise ValueError(f"dilation must be an int >= 1, got {dilation!r}")
-    return x, weight, bias, residual
-
-
-def _convolve(
-    x: Tensor,
-    labels: Tensor | None,
-    norm_weight: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    dilation: int,
-    eps: float,
-    backend: str,
-) -> Tensor:
-    """The operators' call: they take and give channels_last; any other layout is converted, there and back."""
-    convert = not x.is_contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=torch.channels_last)
-    if bias is not None:
-        bias = bias.contiguous()
-    tensors = (x, labels, norm_weight, weight, bias, residual)
-    if _needs_gradient(*tensors):
-        y = autograd.NormELUConv3x3.apply(*tensors, dilation, eps, backend)
-    elif labels is None:
-        y = operator("conv3x3", backend)(x, weight, bias, residual, dilation, False)
-    else:
-        y = operator("norm_elu_conv3x3", backend)(*tensors, dilation, eps)[0]
-    return y.contiguous() if convert else y
+    return convolve(x, None, None, weight, bias, residual, dilation, 0.0, False, chosen)
 
 
 def wants_channels_last(x: Tensor) -> bool:
@@ -354,7 +308,7 @@ def langevin_step_(
             f"x must not overlap itself, as it is written in place; got strides {tuple(x.stride())}"
             f" for shape {tuple(x.shape)}: use x.clone()"
         )
-    if _needs_gradient(x, score, noise):
+    if needs_gradient(x, score, noise):
         raise RuntimeError("langevin_step_ has no gradient: call it under torch.no_grad()")
     if (seed is None) == (noise is None):
         given = "neither" if seed is None else "both"

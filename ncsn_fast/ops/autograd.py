@@ -15,7 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
 from . import reference
@@ -60,6 +60,13 @@ def reference_vjp(
             )
         )
     return tuple(next(grads) if t is not None and t.requires_grad else None for t in aliases)
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a call must be recorded; also in forward mode, where an operator would drop the tangents in silence."""
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class CondInstanceNormELU(Function):
@@ -175,10 +182,27 @@ class MaxPool5Backward(Function):
         return (*reference_vjp(first_gradient, (grad_y, x), (grad,)), None, None)
 
 
+class AvgPool5(Function):
+    """``avg_pool5`` by the operator of a backend: linear and self-adjoint, so that its gradient is itself."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, backend: str) -> Tensor:
+        ctx.backend = backend
+        ctx.channels_last = not x.is_contiguous()
+        return operator("avg_pool5", backend)(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor, None]:
+        if _transformed(grad_y):
+            return reference.avg_pool5(grad_y), None
+        layout = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        return AvgPool5.apply(grad_y.contiguous(memory_format=layout), ctx.backend), None
+
+
 class NormELUConv3x3(Function):
     """``norm_elu_conv3x3`` without a pool by the operators of a backend; with labels None, ``conv3x3`` of x.
 
-    Saves x, weights, mean and rstd: elu(norm(x)) is computed again.
+    Saves x, weights, mean and rstd: norm and ELU are computed again.
     """
 
     @staticmethod
@@ -192,16 +216,19 @@ class NormELUConv3x3(Function):
         residual: Tensor | None,
         dilation: int,
         eps: float,
+        elu: bool,
         backend: str,
     ) -> Tensor:
         if labels is None:
             mean = rstd = None
-            y = operator("conv3x3", backend)(x, weight, bias, residual, dilation, False)
+            y = operator("conv3x3", backend)(x, weight, bias, residual, dilation, False, elu)
         else:
             fused = operator("norm_elu_conv3x3", backend)
-            y, mean, rstd = fused(x, labels, norm_weight, weight, bias, residual, dilation, eps)
+            y, mean, rstd = fused(
+                x, labels, norm_weight, weight, bias, residual, dilation, eps, elu
+            )
         ctx.save_for_backward(x, labels, norm_weight, weight, mean, rstd)
-        ctx.settings = (dilation, eps, backend)
+        ctx.settings = (dilation, eps, elu, backend)
         return y
 
     @staticmethod
@@ -211,11 +238,11 @@ class NormELUConv3x3(Function):
         if _transformed(grad_y):
             x, labels, norm_weight, weight, *_ = ctx.saved_tensors
             no_bias = weight.new_zeros(weight.shape[0], requires_grad=bias)
-            forward = _unit_of(labels, *ctx.settings[:2])
+            forward = _unit_of(labels, *ctx.settings[:3])
             grads = reference_vjp(forward, (x, norm_weight, weight, no_bias), (grad_y,))
         else:
             grads = NormELUConv3x3Backward.apply(grad_y, *ctx.saved_tensors, needed, *ctx.settings)
-        return (grads[0], None, *grads[1:], grad_y if residual else None, None, None, None)
+        return (grads[0], None, *grads[1:], grad_y if residual else None, *[None] * 4)
 
 
 class NormELUConv3x3Backward(Function):
@@ -234,31 +261,34 @@ class NormELUConv3x3Backward(Function):
         needed: tuple[bool, bool, bool, bool],
         dilation: int,
         eps: float,
+        elu: bool,
         backend: str,
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(grad_y, x, labels, norm_weight, weight)
-        ctx.settings = (needed, dilation, eps)
+        ctx.settings = (needed, dilation, eps, elu)
         grad_y = grad_y.contiguous(memory_format=torch.channels_last)
         grad_x = grad_norm_weight = grad_weight = grad_bias = None
         norm = (labels, norm_weight, mean, rstd)
         if needed[0] or needed[1]:
-            grad_x = operator("conv3x3", backend)(grad_y, weight, None, None, dilation, True)
+            grad_x = operator("conv3x3", backend)(grad_y, weight, None, None, dilation, True, False)
             if labels is not None:
                 grad_x, grad_norm_weight = operator("cond_instance_norm_elu_backward", backend)(
-                    grad_x, x, *norm, True
+                    grad_x, x, *norm, elu
                 )
+            elif elu:
+                grad_x = torch.ops.aten.elu_backward(grad_x, 1.0, 1.0, 1.0, False, x)
         if needed[2] or needed[3]:
             grad_weight, grad_bias = operator("conv3x3_weight_gradient", backend)(
-                grad_y, x, *norm, dilation
+                grad_y, x, *norm, dilation, elu
             )
         return grad_x, grad_norm_weight, grad_weight, grad_bias
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_y, x, labels, norm_weight, weight = ctx.saved_tensors
-        needed, dilation, eps = ctx.settings
+        needed, dilation, eps, elu = ctx.settings
 
-        forward = _unit_of(labels, dilation, eps)
+        forward = _unit_of(labels, dilation, eps, elu)
 
         def first_gradient(
             grad_y: Tensor, x: Tensor, norm_weight: Tensor | None, weight: Tensor
@@ -268,18 +298,19 @@ class NormELUConv3x3Backward(Function):
 
         inputs = (grad_y, x, norm_weight, weight)
         seconds = reference_vjp(first_gradient, inputs, grads)
-        return (*seconds[:2], None, *seconds[2:], *[None] * 6)
+        return (*seconds[:2], None, *seconds[2:], *[None] * 7)
 
 
-def _unit_of(labels: Tensor | None, dilation: int, eps: float) -> Callable[..., Tensor]:
+def _unit_of(labels: Tensor | None, dilation: int, eps: float, elu: bool) -> Callable[..., Tensor]:
     """The reference as a function of what has a gradient; without labels, of the convolution alone."""
 
     def forward(x: Tensor, norm_weight: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
         if labels is None:
             # Not reference.conv3x3, whose channels_last result is not to be had within vmap.
+            x = F.elu(x) if elu else x
             return F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
         return reference.norm_elu_conv3x3(
-            x, labels, norm_weight, weight, bias, None, dilation, None, eps
+            x, labels, norm_weight, weight, bias, None, dilation, None, eps, elu
         )
 
     return forward

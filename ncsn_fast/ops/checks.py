@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..checks import integer
 from .schema import PADDINGS
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -66,11 +66,7 @@ def check_number(name: str, value: float, minimum: float) -> float:
 
 
 def check_integer(name: str, value: int, limit: int) -> int:
-    if not isinstance(value, int):
-        try:
-            value = operator.index(value)
-        except TypeError:
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    value = integer(name, value)
     if not 0 <= value < limit:
         raise ValueError(f"{name} must be in 0 .. 2**{limit.bit_length() - 1} - 1, got {value}")
     return value

@@ -18,6 +18,7 @@ from . import extension
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
+    "avg_pool5",
     "cond_instance_norm_elu",
     "conv3x3",
     "langevin_step_",
@@ -150,6 +151,7 @@ def _not_float32(*tensors: Tensor | None) -> str | None:
 
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
+    "avg_pool5": _dense,
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
     "conv3x3": lambda x, *rest: _dense(x) or _not_float32(x, *rest),
     "langevin_step_": _dense,

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..streams import STREAM_LANGEVIN
+
 # InstanceNorm++ normalises the channel means with this epsilon, whatever the epsilon of the planes.
 CHANNEL_MEAN_EPS = 1e-5
 
@@ -158,6 +160,14 @@ def max_pool5_backward(grad_y: Tensor, x: Tensor, padding: str = "neg_inf") -> T
     return grad if border == 0 else grad[..., border:-border, border:-border].clone()
 
 
+# --- 5x5 average pool -----------------------------------------------------------------------------
+
+
+def avg_pool5(x: Tensor) -> Tensor:
+    """5x5 average pool, stride 1, same size; the border counts as zeros: every sum is divided by 25."""
+    return F.avg_pool2d(x, 5, stride=1, padding=2)
+
+
 # --- norm + ELU (+ pool) + 3x3 convolution --------------------------------------------------------
 
 
@@ -171,9 +181,10 @@ def norm_elu_conv3x3(
     dilation: int = 1,
     pool: str | None = None,
     eps: float = 1e-5,
+    elu: bool = True,
 ) -> Tensor:
     """The network's repeating unit: norm, ELU, pool if asked for, 3x3 convolution, bias, residual."""
-    h = cond_instance_norm_elu(x, labels, norm_weight, eps)
+    h = cond_instance_norm_elu(x, labels, norm_weight, eps, elu)
     if pool is not None:
         h = max_pool5(h, pool)
     h = F.conv2d(h, weight, bias, padding=dilation, dilation=dilation)
@@ -187,17 +198,41 @@ def conv3x3(
     residual: Tensor | None = None,
     dilation: int = 1,
     transposed: bool = False,
+    elu: bool = False,
 ) -> Tensor:
-    """3x3 convolution of the same size, bias, residual; channels_last.
+    """ELU if asked for, 3x3 convolution of the same size, bias, residual; channels_last.
 
     ``transposed`` is the convolution's gradient for its input: channels and outputs of ``weight`` change places, rows
     and columns run backwards.
     """
     if transposed:
         weight = weight.transpose(0, 1).flip(2, 3)
+    x = F.elu(x) if elu else x
     y = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
     y = y if residual is None else y + residual
     return y.clone(memory_format=torch.channels_last)
+
+
+def elu_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dilation: int = 1,
+    pool: str | None = None,
+    elu: bool = True,
+) -> Tensor:
+    """The unit without a norm: ELU, pool if asked for, 3x3 convolution, bias, residual."""
+    h = F.elu(x) if elu else x
+    if pool is not None:
+        h = max_pool5(h, pool)
+    h = F.conv2d(h, weight, bias, padding=dilation, dilation=dilation)
+    return h if residual is None else h + residual
+
+
+def conv3x3_mean_pool(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A same-size convolution of 3x3 or 1x1, then the mean of every 2x2 pixels."""
+    return F.avg_pool2d(F.conv2d(x, weight, bias, padding=weight.shape[2] // 2), 2)
 
 
 def norm_elu_conv3x3_with_statistics(
@@ -209,9 +244,10 @@ def norm_elu_conv3x3_with_statistics(
     residual: Tensor | None = None,
     dilation: int = 1,
     eps: float = 1e-5,
+    elu: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The unit without a pool, channels_last, and the norm's statistics, which its gradient needs."""
-    h, mean, rstd = cond_instance_norm_elu_with_statistics(x, labels, norm_weight, eps, True)
+    h, mean, rstd = cond_instance_norm_elu_with_statistics(x, labels, norm_weight, eps, elu)
     return conv3x3(h, weight, bias, residual, dilation), mean, rstd
 
 
@@ -223,16 +259,18 @@ def conv3x3_weight_gradient(
     mean: Tensor | None,
     rstd: Tensor | None,
     dilation: int = 1,
+    elu: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`conv3x3` for its weight and bias; with labels, of the convolution of ``elu(norm(x))``.
+    """Gradients of :func:`conv3x3` for its weight and bias; with labels, of the convolution of ``norm(x)``.
 
-    ``mean`` and ``rstd`` are what :func:`norm_elu_conv3x3_with_statistics` returned.
+    With ``elu``, of the ELU of either. ``mean`` and ``rstd``: of :func:`norm_elu_conv3x3_with_statistics`.
     """
+    h = x
     if labels is not None:
-        u = normalise(x - per_plane(mean, x), mean, rstd, labels, norm_weight)
-        x = F.elu(u).to(x.dtype)
+        h = normalise(x - per_plane(mean, x), mean, rstd, labels, norm_weight)
+    h = (F.elu(h) if elu else h).to(x.dtype)
     size = (grad_y.shape[1], x.shape[1], 3, 3)
-    grad_weight = torch.nn.grad.conv2d_weight(x, size, grad_y, padding=dilation, dilation=dilation)
+    grad_weight = torch.nn.grad.conv2d_weight(h, size, grad_y, padding=dilation, dilation=dilation)
     return grad_weight.contiguous(), grad_y.sum((0, 2, 3))
 
 
@@ -335,9 +373,6 @@ def philox_normal(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **
 
 
 # --- the Langevin update --------------------------------------------------------------------------
-
-# The uses of the stream (the last word of the counter).
-STREAM_INIT, STREAM_LANGEVIN, STREAM_TRAINING, STREAM_OTHER = 0, 1, 2, 3
 
 
 def noise_scale(step_size: Tensor) -> Tensor:

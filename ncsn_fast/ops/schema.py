@@ -32,17 +32,19 @@ SCHEMAS = {
     ),
     "max_pool5": "(Tensor x, int padding) -> Tensor",
     "max_pool5_backward": "(Tensor grad_y, Tensor x, int padding) -> Tensor",
+    "avg_pool5": "(Tensor x) -> Tensor",
     "norm_elu_conv3x3": (
         "(Tensor x, Tensor labels, Tensor norm_weight, Tensor weight, Tensor? bias,"
-        " Tensor? residual, int dilation, float eps) -> (Tensor y, Tensor mean, Tensor rstd)"
+        " Tensor? residual, int dilation, float eps, bool elu)"
+        " -> (Tensor y, Tensor mean, Tensor rstd)"
     ),
     "conv3x3": (
-        "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int dilation, bool transposed)"
-        " -> Tensor"
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int dilation, bool transposed,"
+        " bool elu) -> Tensor"
     ),
     "conv3x3_weight_gradient": (
         "(Tensor grad_y, Tensor x, Tensor? labels, Tensor? norm_weight, Tensor? mean, Tensor? rstd,"
-        " int dilation) -> (Tensor grad_weight, Tensor grad_bias)"
+        " int dilation, bool elu) -> (Tensor grad_weight, Tensor grad_bias)"
     ),
     "langevin_step_": (
         "(Tensor(a!) x, Tensor score, Tensor? noise, float step_size, Tensor? step_size_tensor,"
@@ -107,6 +109,7 @@ KERNELS = {
     "cond_instance_norm_elu_backward": reference.cond_instance_norm_elu_backward,
     "max_pool5": _max_pool5,
     "max_pool5_backward": _max_pool5_backward,
+    "avg_pool5": reference.avg_pool5,
     "norm_elu_conv3x3": reference.norm_elu_conv3x3_with_statistics,
     "conv3x3": reference.conv3x3,
     "conv3x3_weight_gradient": reference.conv3x3_weight_gradient,

@@ -1,0 +1,1 @@
+"""The public operators, a file each; ``ncsn_fast.ops`` exports them."""
