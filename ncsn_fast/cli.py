@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from .config import NCSNConfig
 from .engine import ScoreError
 from .model import NCSN
 from .ops.dispatch import BackendError
+from .ranges import DataRangeWarning
 from .schedules import make_sigmas, suggest_sigma_begin
 from .sharded import ShardError
 from .training import TrainingError, TrainingInterrupted, TrainingSettings, train
@@ -152,7 +154,11 @@ def train_command(
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{config.num_classes} sigmas from {sigmas[0]:.4g} to {sigmas[-1]:.4g}; on {where}"
     )
-    train(model, images, checked_settings, out, resume=resume, overwrite=overwrite, device=where)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataRangeWarning)  # read_data has told it
+        train(
+            model, images, checked_settings, out, resume=resume, overwrite=overwrite, device=where
+        )
     typer.echo(f"trained: {out / CHECKPOINT_NAME}; draw with: ncsn-fast sample {out}")
 
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +22,7 @@ from torch import Tensor
 from . import pictures, plots, samplers, sharded
 from .checkpoints import load_model, write_atomically
 from .data import load_digits, load_images
+from .ranges import DataRangeWarning
 from .schedules import make_sigmas, suggest_num_scales, suggest_sigma_begin, suggest_step_lr
 
 if TYPE_CHECKING:
@@ -234,14 +236,19 @@ def schedule_command(
 
 
 def read_data(data: str, image_size: int, channels: int) -> Tensor:
-    """The images of an option; what was skipped in a folder is told on stderr."""
+    """The images of an option; what was skipped in a folder, and what is odd about the values, is told on stderr."""
     if data == DIGITS:
         return load_digits()
 
     def report(line: str) -> None:
         typer.echo(f"ncsn-fast: {line}", err=True)
 
-    return load_images(data, image_size, channels, report=report)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataRangeWarning)
+        images = load_images(data, image_size, channels, report=report)
+    for warning in caught:
+        report(str(warning.message))
+    return images
 
 
 def _write_pictures(

@@ -81,7 +81,7 @@ _CONV3X3 = (("kernel_size", (3, 3)), ("stride", (1, 1)), ("groups", 1), ("paddin
 _LOOKUP = ("max_norm", "padding_idx", "scale_grad_by_freq", "sparse")
 
 
-def _why_not_conv3x3(layer: nn.Module) -> str | None:
+def why_not_conv3x3(layer: nn.Module) -> str | None:
     """:func:`why_not_plain` for a 3x3 convolution of the same size, or one in a DilatedConv."""
     if type(layer) is DilatedConv:
         reason = why_not_plain(layer, DilatedConv)
@@ -100,7 +100,7 @@ def _why_not_conv3x3(layer: nn.Module) -> str | None:
     return None
 
 
-def _why_not_lookup(embed: nn.Module) -> str | None:
+def why_not_lookup(embed: nn.Module) -> str | None:
     """:func:`why_not_plain` for an embedding that is a table and nothing else."""
     reason = why_not_plain(embed, nn.Embedding)
     if reason is not None:
@@ -178,7 +178,7 @@ class CondInstanceNorm(nn.Module):
 
     def table(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and a table, as the operators take them; the rows alone if ``embed`` must be called."""
-        reason = _why_not_lookup(self.embed)
+        reason = why_not_lookup(self.embed)
         if reason is None:
             return y, self.embed.weight
         tell_called(self.embed, reason)
@@ -201,7 +201,7 @@ def norm_elu(norm: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def convolve(conv: nn.Module, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
     """``conv(x) + residual``, as one operator if ``conv`` is a plain 3x3 convolution of the same size."""
-    reason = _why_not_conv3x3(conv)
+    reason = why_not_conv3x3(conv)
     if reason is None:
         layer = conv.conv if type(conv) is DilatedConv else conv
         dilation = layer.dilation[0]
@@ -232,7 +232,7 @@ def norm_elu_conv(
     Returns:
         What ``conv`` makes of ``x``. Layers that are not plain are called.
     """
-    if why_not_plain(norm, CondInstanceNorm) is None and _why_not_conv3x3(conv) is None:
+    if why_not_plain(norm, CondInstanceNorm) is None and why_not_conv3x3(conv) is None:
         layer = conv.conv if type(conv) is DilatedConv else conv
         return ops.norm_elu_conv3x3(
             x,

@@ -15,6 +15,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from .ops.dispatch import values_are_real
+
 IMAGE_RANGE = (-1.0, 1.0)
 # Standard normal data, with which a network may be tried, never come near it; bytes do at once.
 LARGE = 10.0
@@ -28,13 +30,16 @@ class DataRangeWarning(UserWarning):
     """Data look as if they had another range than the network expects; the message says how to convert them."""
 
 
-def check_range(data: Tensor, expected: Range | None, what: str = "the data") -> None:
+def check_range(
+    data: Tensor, expected: Range | None, what: str = "the data", *, scaled: bool = False
+) -> None:
     """Look at a whole data set: refuse what cannot be right, warn of what looks wrong. Waits for the device.
 
     Args:
         data: ``(N, ...)``, not empty.
         expected: the range of the values; ``None`` for any that are finite.
         what: the data, for the message.
+        scaled: a reader has brought them into the range, so that bright ones are not taken for values in [0, 1].
 
     Raises:
         ValueError: not floating point, not finite, or outside the range by more than rounding.
@@ -59,7 +64,7 @@ def check_range(data: Tensor, expected: Range | None, what: str = "the data") ->
             f"{what} must be in [{bottom:g}, {top:g}], got {low:g} to {high:g}"
             + (f"; {guess}" if guess else "")
         )
-    if guess:
+    if guess and not scaled:
         _warn(low, high, expected, guess)
     elif high < bottom + DARK * width:
         _warn(low, high, expected, "were they scaled as if they had more bits than they have?")
@@ -79,11 +84,16 @@ def hint_range(model: torch.nn.Module, x: Tensor) -> None:
     expected = getattr(model, "data_range", None)
     if expected is None or not x.numel() or not _can_look(x):
         return
-    model._data_seen = True
+    no_more_hints(model)
     low, high = _ends(x)
     guess = _guess(low, high, expected)
     if guess:
         _warn(low, high, expected, guess)
+
+
+def no_more_hints(model: torch.nn.Module) -> None:
+    """For a network whose data have been looked at as a whole: a single batch of them would say less."""
+    model._data_seen = True
 
 
 def byte_hint(dtype: torch.dtype, expected: Range | None = IMAGE_RANGE) -> str:
@@ -119,10 +129,7 @@ def _convert(given: Range, wanted: Range, x: str = "x") -> str:
 
 
 def _can_look(x: Tensor) -> bool:
-    if x.device.type not in ("cpu", "cuda") or torch.jit.is_tracing():
-        return False
-    # Also true of fake and functional tensors, whose values are not there to be seen.
-    if torch._C._are_functorch_transforms_active() or type(x) not in (Tensor, torch.nn.Parameter):
+    if x.device.type not in ("cpu", "cuda") or not values_are_real(x):
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 

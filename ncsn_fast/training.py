@@ -53,7 +53,7 @@ from .losses import LearnedWeighting, loss_of_zero_score
 from .losslog import LOSSES_NAME, LossLog, TrainingError, read_losses
 from .model import NCSN
 from .progress import progress
-from .ranges import Range, byte_hint, check_range
+from .ranges import Range, byte_hint, check_range, no_more_hints
 from .settings import CONTINUOUS, LADDER, LEARNED, TrainingSettings
 from .streams import LABEL_SAMPLE, ORDER_SAMPLE, STREAM_BATCHES
 from .wrappers import called_as, network_inside, world_size
@@ -129,6 +129,9 @@ def train(
         TrainingError: the loss is no longer finite, or has exploded; one of several processes, as of torchrun, each of
             which would train the same; another process is training in ``out``.
         TrainingInterrupted: Ctrl-C.
+
+    Warns:
+        DataRangeWarning: all images are in [0, 1], or almost black, as if they had been scaled otherwise.
     """
     out = Path(out).expanduser()
     path = out / CHECKPOINT_NAME
@@ -138,6 +141,8 @@ def train(
     )
     expected = getattr(model, "data_range", None)
     _check_images(images, expected)
+    # Here, so that its warning names the line that calls train.
+    check_range(images, expected, "images" if images.ndim == 4 else "points")
     if world_size() > 1:
         raise TrainingError(
             f"this is one of {world_size()} processes (WORLD_SIZE, torch.distributed), each of which would do the "
@@ -160,7 +165,7 @@ def train(
     if checkpoint is not None:
         _check_same_run(checkpoint, model, data, settings)
     _hint_own_layers(model)
-    model._data_seen = True  # get_loss need not look at the first batch, nor warn again
+    no_more_hints(model)
     with _sole_run(out), called_as(given, model):
         return _train(model, images.to(device), settings, out, checkpoint, data, verbose)
 
@@ -315,7 +320,6 @@ def _check_images(images: Tensor, expected: Range | None) -> None:
             f"{int(broken.flatten(1).any(1).sum())} of {len(images)} samples: the first is {images[first].item()} at "
             f"images[{', '.join(map(str, first))}]"
         )
-    check_range(images, expected, "images" if images.ndim == 4 else "points")
 
 
 def _hint_own_layers(model: ScoreModel) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,28 @@ def test_train_on_a_folder(ncsn_fast, tmp_path):
     assert status == 0
     assert text.startswith("3 images of (3, 6, 6); ")
     assert load_checkpoint(out / "checkpoint.pt").image_size == (6, 6)
+
+
+def test_what_is_odd_about_the_data_is_told_once(ncsn_fast, tmp_path):
+    """Once, though the loader, the training and its first batch all look at them; as a line, like every message."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((6, 8, 8), np.float32))
+    where = ["--data", tmp_path / "x.npy", "--image-size", 8, "--channels", 1, "--sigma-begin", 5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none is left to Python
+        status, _, err = ncsn_fast(
+            "train", *SMALL, *where, "--iterations", 1, "--out", tmp_path / "run"
+        )
+    told = [line for line in err.splitlines() if "x * 2 - 1" in line]
+    assert status == 0 and len(told) == 1 and told[0].startswith("ncsn-fast: the network expects")
+
+
+def test_what_is_skipped_in_a_folder_is_one_line(ncsn_fast, tmp_path):
+    for i in range(2):
+        Image.new("L", (8, 8), 255 * i).save(tmp_path / f"{i}.png")
+    (tmp_path / "._0.png").write_bytes(b"")
+    status, _, err = ncsn_fast("schedule", tmp_path)
+    assert status == 0
+    assert err.splitlines() == [f"ncsn-fast: skipped 1 name in {str(tmp_path)!r}: 1 hidden"]
 
 
 def test_resume_takes_the_settings_of_the_run(ncsn_fast, refused, tmp_path):

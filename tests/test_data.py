@@ -88,7 +88,9 @@ def test_missing_and_empty_paths(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing does not exist"):
         load_images(tmp_path / "nothing", 8, 1)
     (tmp_path / "readme.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"holds no image that pillow can open.*1 \.txt"):
+    with pytest.raises(
+        ValueError, match=r"holds no image that pillow can open .*skipped 1 name in .*: 1 \.txt"
+    ):
         load_images(tmp_path, 8, 1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ class FakeCuda:
     """What a capture touches of torch.cuda. A wait that must raise, raises as PyTorch's do."""
 
     def __init__(self, monkeypatch):
-        self.stream, self.mode, self.log, self.made = SimpleNamespace(device_index=0), 0, [], 0
+        self.mode, self.log = 0, []
         self.capturing, self.broken = None, False
         fake = self
 
@@ -43,7 +42,7 @@ class FakeCuda:
             def wait_stream(self, other):
                 fake.log.append("wait")
 
-        self.stream = Stream()
+        self.stream, shared = Stream(), Stream()
 
         @contextmanager
         def on_stream(stream):
@@ -54,11 +53,11 @@ class FakeCuda:
                 self.stream = before
 
         class graph:
-            """Its end skips the stream's where the capture was lost, as PyTorch's does."""
+            """As PyTorch's: one stream for all that name none; where a capture is lost, the stream's end is skipped."""
 
             def __init__(self, graph, pool=None, stream=None, capture_error_mode="global"):
                 fake.capture_error_mode = capture_error_mode
-                self.context = on_stream(stream or Stream())
+                self.context = on_stream(stream or shared)
 
             def __enter__(self):
                 self.context.__enter__()

@@ -415,6 +415,28 @@ def test_second_order_agrees_with_the_reference(pool):
         assert relative_error(ours, theirs) <= WINOGRAD.gradient
 
 
+@pytest.mark.parametrize("kind", ["norm_elu_conv3x3", "conv3x3", "elu_conv3x3"])
+def test_gradients_without_a_bias(kind):
+    """First and second: autograd takes no gradient for what is not there."""
+    x, labels, norm_weight, weight, _, residual, grad = inputs((2, 5, 9, 7), 6)
+    call = {
+        "norm_elu_conv3x3": lambda x, w, b: ops.norm_elu_conv3x3(
+            x, labels, norm_weight, w, None, backend=b
+        ),
+        "conv3x3": lambda x, w, b: ops.conv3x3(x, w, None, residual=residual, backend=b),
+        "elu_conv3x3": lambda x, w, b: ops.elu_conv3x3(x, w, None, backend=b),
+    }[kind]
+    results = []
+    for backend in ("native", "reference"):
+        leaves = [t.clone().requires_grad_() for t in (x, weight)]
+        y = call(*leaves, backend)
+        first = torch.autograd.grad((y * grad).sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        results.append((*first, *second))
+    for got, expected in zip(*results, strict=True):
+        assert relative_error(got, expected) < 1e-4
+
+
 def test_forward_mode_raises():
     *arguments, _ = inputs((1, 3, 4, 4), 2)
     with torch.autograd.forward_ad.dual_level():

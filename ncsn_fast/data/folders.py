@@ -82,7 +82,8 @@ def load_images(
         ImportError: pillow is not installed and ``path`` holds image files.
 
     Warns:
-        DataRangeWarning: all the values together look as if they had another range, such as masks of 0 and 1.
+        DataRangeWarning: all the values together look as if they had another range: a floating point array in [0, 1],
+            or images that are all almost black, such as masks of 0 and 1.
     """
     path = Path(path).expanduser()
     image_size = positive_int("image_size", image_size)
@@ -90,8 +91,11 @@ def load_images(
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}")
     if not path.exists():
         raise FileNotFoundError(f"the data path {path} does not exist")
+    scaled = True
     if path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES:
-        images = _array_to_images(_read_array(path), path, image_size, channels)
+        array = _read_array(path)
+        images = _array_to_images(array, path, image_size, channels)
+        scaled = array.dtype == np.uint8
     elif path.is_file():
         images = read_image(path, image_size, channels, background=background).unsqueeze(0)
     else:
@@ -110,7 +114,7 @@ def load_images(
         )
         for i, file in enumerate(files):
             images[i] = read_image(file, image_size, channels, background=background)
-    check_range(images, IMAGE_RANGE, f"the values of {path}")
+    check_range(images, IMAGE_RANGE, f"the values of {path}", scaled=scaled)
     return images
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 WHITE = "white"
 Background = str | int | Sequence[int]
-# Of a broken file: which one depends on the format.
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError)
+# Of a broken file: which one depends on the format, such as RuntimeError for AVIF, DDS and BLP.
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError)
 
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # grey, more than 8 bits
 # Formats whose greys of more than 8 bits span 0..65535, by the format itself or because pillow scales them.
@@ -61,7 +61,7 @@ def read_image(
     behind = check_background(background)
     try:
         with Image.open(file) as opened:
-            sixteen_bit_rgb = any(tile[3] == "RGB;16B" for tile in opened.tile)
+            sixteen_bit_rgb = any(tile[3] == "RGB;16B" for tile in opened.tile or ())
             opened.load()
             image = ImageOps.exif_transpose(opened)
             if image.mode in DEEP_MODES:

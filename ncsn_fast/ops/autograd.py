@@ -281,6 +281,9 @@ class NormELUConv3x3Backward(Function):
             grad_weight, grad_bias = operator("conv3x3_weight_gradient", backend)(
                 grad_y, x, *norm, dilation, elu
             )
+            # They come together; autograd refuses a gradient for what is None, such as a bias that is not there.
+            grad_weight = grad_weight if needed[2] else None
+            grad_bias = grad_bias if needed[3] else None
         return grad_x, grad_norm_weight, grad_weight, grad_bias
 
     @staticmethod

@@ -111,9 +111,13 @@ def transform() -> str | None:
 
 def values_are_at_hand(x: Tensor) -> bool:
     """Whether Python can read the values of ``x`` without a wait: on the CPU, and neither traced nor transformed."""
+    return x.device.type == "cpu" and values_are_real(x)
+
+
+def values_are_real(x: Tensor) -> bool:
+    """Whether Python can read the values of ``x``, if need be after a wait: it is neither traced nor transformed."""
     return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and type(x) in (Tensor, torch.nn.Parameter)
         and transform() is None
         and not _being_written_down()
