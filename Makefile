@@ -6,7 +6,8 @@
 #   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
 #   make sanitize   the tests of the C++ kernels in a build that checks memory and undefined behaviour (gcc, Linux)
 #   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks;
-#                   PARTS="norm pool" for some parts alone, which then have all the time
+#                   PARTS="norm pool" for some parts alone, which then share all the time; without make:
+#                   python3 benchmarks/gpu_check.py norm pool
 # PYTHON chooses the interpreter of the virtual environment (3.10 to 3.13).
 
 PYTHON ?= python3

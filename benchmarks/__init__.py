@@ -6,6 +6,7 @@
 ``peers.py``           makes the peers: eager, torch.compile and each backend; proves that each is what it says
 ``straightforward.py`` the network and its loops as one writes them in plain PyTorch: what we are compared with
 ``measure.py``         the clock, the load of the machine, memory, and the limits of the hardware
+``tf32.py``            TF32 off for float32, or on
 ``results.py``         a result, its file formats, and what changed between two files
 ``contests.py``        what tables and plots have in common: families of peers, series, numbers
 ``report.py``          Markdown tables and reports

@@ -51,6 +51,9 @@ def bench_command(
         str | None, typer.Option(help="Batch sizes, such as 1,16.", show_default="the case's own")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few telling shapes.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--no-compiled", help="With the peers under torch.compile.")
+    ] = True,
     match: Annotated[
         str | None, typer.Option(help="Only cases whose label holds this text.")
     ] = None,
@@ -102,12 +105,17 @@ def bench_command(
     elif files:
         raise ValueError(f"files go with --report or --compare, got {files[0]}")
     else:
-        settings = settings_of(device, dtype, batch, quick=quick)
+        settings = settings_of(device, dtype, batch, quick=quick, compiled=compiled)
         _measure(console, settings, suites_of(suite), match, minutes, out)
 
 
 def settings_of(
-    device: str, dtypes: Sequence[str] | None, batches: str | None, *, quick: bool
+    device: str,
+    dtypes: Sequence[str] | None,
+    batches: str | None,
+    *,
+    quick: bool,
+    compiled: bool = True,
 ) -> Settings:
     """The settings that options ask for.
 
@@ -127,7 +135,7 @@ def settings_of(
     sizes = None if batches is None else tuple(dict.fromkeys(integers("batch", batches)))
     if sizes is not None and min(sizes) < 1:
         raise ValueError(f"batch sizes must be at least 1, got {batches!r}")
-    return Settings(where, tuple(DTYPES[name] for name in names), sizes, quick)
+    return Settings(where, tuple(DTYPES[name] for name in names), sizes, quick, compiled)
 
 
 def suites_of(names: Sequence[str] | None) -> tuple[str, ...]:

@@ -156,11 +156,19 @@ class Function:
     has_matmul: bool = False
     backward_operators: tuple[str, ...] | None = None
 
-    def expected(self, dtype: torch.dtype, *, backward: bool) -> Callable[[], Outputs]:
-        """The float64 outputs of the reference, for inputs rounded to the dtype."""
+    def expected(
+        self, dtype: torch.dtype, *, backward: bool, device: torch.device = CPU
+    ) -> Callable[[], Outputs]:
+        """The float64 outputs of the reference, for inputs rounded to the dtype.
+
+        Args:
+            dtype: of the peers' inputs.
+            backward: the gradients instead.
+            device: where they are computed: a GPU needs seconds for what takes a CPU minutes.
+        """
 
         def outputs() -> Outputs:
-            inputs = placed(placed(self.inputs(), CPU, dtype), CPU, torch.float64)
+            inputs = placed(placed(self.inputs(), CPU, dtype), device, torch.float64)
             call = partial(self.ours, backend="reference")
             return Work(call, inputs, self.differentiable, backward).outputs()
 
@@ -218,12 +226,14 @@ class Module:
     inputs: Callable[[], tuple[Tensor, ...]]
     make: Callable[[], tuple[nn.Module, nn.Module]]
 
-    def expected(self, dtype: torch.dtype, *, backward: bool) -> Callable[[], Outputs]:
+    def expected(
+        self, dtype: torch.dtype, *, backward: bool, device: torch.device = CPU
+    ) -> Callable[[], Outputs]:
         """The float64 outputs of our module on the reference, for inputs and weights rounded to the dtype."""
 
         def outputs() -> Outputs:
-            inputs = placed(placed(self.inputs(), CPU, dtype), CPU, torch.float64)
-            module = self.make()[1].to(dtype).to(torch.float64)
+            inputs = placed(placed(self.inputs(), CPU, dtype), device, torch.float64)
+            module = self.make()[1].to(dtype).to(device, torch.float64)
             with use_backend("reference"):
                 return module_work(module, inputs, backward).outputs()
 

@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import json
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,21 @@ def fastest(results: Iterable[Result], *peers: str) -> Result | None:
     """The fastest timed result, of the peers whose names begin so, if given."""
     timed = [r for r in results if r.timed and (not peers or r.peer.startswith(peers))]
     return min(timed, key=lambda r: r.median_us, default=None)
+
+
+def commit() -> str:
+    """The commit of a checkout, with a + if files that it tracks were changed; "unknown" elsewhere."""
+    where = Path(__file__).resolve().parent.parent
+    if not (
+        where / ".git"
+    ).exists():  # an installed package, perhaps within another project's checkout
+        return "unknown"
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        answer = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
 
 
 # --- files ----------------------------------------------------------------------------------------

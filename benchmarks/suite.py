@@ -6,15 +6,14 @@ itself.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import pkgutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,7 +35,8 @@ from .measure import (
     noise_of,
     peak_memory,
 )
-from .results import FAILED, NOISY, NOT_RUN, OK, WRONG, Result
+from .results import FAILED, NOISY, NOT_RUN, OK, WRONG, Result, commit
+from .tf32 import in_tf32, tf32
 
 SUITES = ("ops", "model", "train", "sample")
 Outputs = tuple[Tensor, ...]
@@ -62,12 +62,14 @@ class Settings:
         dtypes: of the operators; see also :attr:`network_dtypes`.
         batches: instead of a case's own batch sizes; None for those.
         quick: a few telling shapes instead of all.
+        compiled: with the peers under torch.compile, which take most of a run's time.
     """
 
     device: torch.device
     dtypes: tuple[torch.dtype, ...]
     batches: tuple[int, ...] | None = None
     quick: bool = False
+    compiled: bool = True
 
     @property
     def network_dtypes(self) -> tuple[torch.dtype, ...]:
@@ -123,6 +125,7 @@ class Case:
         setting: what else varies, such as ``"nf=128"``.
         bytes: that must be read and written, at the least; 0 if arithmetic is the limit.
         flops: of the direct algorithm; 0 if memory is the limit.
+        tf32: whether float32 may be computed in TF32.
     """
 
     suite: str
@@ -136,11 +139,17 @@ class Case:
     setting: str = ""
     bytes: int = 0
     flops: int = 0
+    tf32: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The dtype's name, or "tf32"."""
+        return "tf32" if self.tf32 else dtype_name(self.dtype)
 
     @property
     def label(self) -> str:
         shape = "x".join(map(str, self.shape))
-        parts = (self.group, self.name, shape, dtype_name(self.dtype), self.setting)
+        parts = (self.group, self.name, shape, self.precision, self.setting)
         return " ".join(part for part in parts if part)
 
 
@@ -168,7 +177,13 @@ def find_cases(settings: Settings, suites: tuple[str, ...] = SUITES) -> list[Cas
     found = []
     for module in pkgutil.iter_modules(cases_package.__path__):
         made = importlib.import_module(f"{cases_package.__name__}.{module.name}").cases(settings)
-        found += [case for case in made if case.suite in suites]
+        for case in made:
+            if case.suite not in suites:
+                continue
+            if not settings.compiled:
+                peers = tuple(peer for peer in case.peers if "compile" not in peer.name)
+                case = dataclasses.replace(case, peers=peers)
+            found += [case, *in_tf32(case, settings.device)]
     return sorted(found, key=lambda case: SUITES.index(case.suite))
 
 
@@ -205,6 +220,10 @@ class Bench:
         self, case: Case, tell: Callable[[str], None] = lambda what: None
     ) -> list[tuple[Result, Times | None]]:
         """:meth:`run`, with all rounds of each result."""
+        with tf32(case.tf32):
+            return self._run(case, tell)
+
+    def _run(self, case: Case, tell: Callable[[str], None]) -> list[tuple[Result, Times | None]]:
         torch._dynamo.reset()  # graphs of the case before
         tell("float64 reference")
         expected = case.expected()
@@ -246,7 +265,7 @@ class Bench:
     def _result(self, case: Case, outcome: _Outcome, baseline: float | None) -> Result:
         times, prepared = outcome.times, outcome.prepared
         seconds = times.median if times else None
-        dtype = dtype_name(case.dtype)
+        dtype = case.precision
         gb_per_s = case.bytes / seconds / 1e9 if seconds and case.bytes else None
         gflop_per_s = case.flops / seconds / 1e9 if seconds and case.flops else None
         if gflop_per_s is not None:
@@ -361,23 +380,12 @@ def measure_limits(clock: Clock, dtypes: tuple[torch.dtype, ...]) -> dict[str, f
     """What a copy and a matrix product reach on this device."""
     limits = {"copy GB/s": copy_bandwidth(clock)}
     for dtype in dtypes:
-        limits[f"matmul {dtype_name(dtype)} GFLOP/s"] = matmul_rate(clock, dtype)
+        with tf32(False):
+            limits[f"matmul {dtype_name(dtype)} GFLOP/s"] = matmul_rate(clock, dtype)
+    if clock.device.type == "cuda" and torch.float32 in dtypes:
+        with tf32(True):
+            limits["matmul tf32 GFLOP/s"] = matmul_rate(clock, torch.float32)
     return {name: _rounded(value) for name, value in limits.items()}
-
-
-def commit() -> str:
-    """The commit of a checkout, with a + if files that it tracks were changed; "unknown" elsewhere."""
-    where = Path(__file__).resolve().parent.parent
-    if not (
-        where / ".git"
-    ).exists():  # an installed package, perhaps within another project's checkout
-        return "unknown"
-    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    try:
-        answer = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 def run_all(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
 import torch
 
+from ncsn_fast.benchmarks.tf32 import tf32
 from ncsn_fast.ops.record import record_backends
 
 
@@ -16,6 +20,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def no_tf32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In tests marked ``cuda`` a convolution of float32 is one of float32."""
+    if request.node.get_closest_marker("cuda") is None:
+        yield
+        return
+    with tf32(False):
+        yield
+
+
+LOST = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """After an illegal access nothing works on the GPU in this process: no later test is to be blamed for it.
+
+    Under pytest-xdist the process ends, and a new one takes the tests that are left; else the run stops.
+    """
+    report = yield
+    if report.failed and item.get_closest_marker("cuda"):
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            item.stash[LOST] = True
+    if report.when == "teardown" and item.stash.get(LOST, False):
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        item.session.shouldstop = f"the GPU's state was lost in {item.nodeid}"
+    return report
 
 
 @pytest.fixture(name="record_backends")

@@ -452,7 +452,7 @@ def find_cases():
 
 
 def keys(cases):
-    fields = ("suite", "group", "name", "shape", "dtype", "setting")
+    fields = ("suite", "group", "name", "shape", "precision", "setting")
     own = [tuple(getattr(case, field) for field in fields) for case in cases]
     return [
         (*key, p.name, p.layout) for key, case in zip(own, cases, strict=True) for p in case.peers

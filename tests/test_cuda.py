@@ -13,9 +13,11 @@ import philox_oracle as oracle
 import pytest
 import tolerances
 import torch
+from matrix import matrix
 from torch import Tensor
 
 from ncsn_fast import ops
+from ncsn_fast.ops import dispatch
 
 pytestmark = pytest.mark.cuda
 
@@ -25,12 +27,17 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 # Full groups; groups that straddle channels; a short last group; single pixels; small and large.
 IMAGES = [(3, 2, 4, 6), (2, 3, 5, 7), (1, 1, 33, 31), (2, 5, 1, 1), (2, 130, 2, 2), (7, 3, 32, 32)]
 OTHERS = [(5,), (300, 4), (2, 5), (2, 3, 4, 5, 6), (0, 3, 8, 8)]
+# Full groups in many images; groups that straddle channels; no images; empty.
+TELLING = [(7, 3, 32, 32), (2, 3, 5, 7), (300, 4), (0, 3, 8, 8)]
 SEED, STEP, OFFSET = 2**64 - 5, 2**32 - 1, 2**32 - 1000
 MARGIN = 64
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
+    """A fast backend; skips the test if it is not there."""
+    if (reason := dispatch.why_not(request.param, "langevin_step_", "cuda")) is not None:
+        pytest.skip(reason)
     return request.param
 
 
@@ -64,7 +71,7 @@ def random(shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("shape", IMAGES + OTHERS, ids=str)
+@matrix("shape", IMAGES + OTHERS, telling=[(shape,) for shape in TELLING])
 def test_stream(backend, shape, record_backends):
     for fmt in formats(shape):
         arguments = dict(seed=SEED, step=STEP, sample_offset=OFFSET, stream=2)
@@ -103,8 +110,12 @@ def test_a_million_normals(backend):
     assert_close(z, oracle.normal(shape, 3))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", IMAGES + OTHERS, ids=str)
+@matrix(
+    "shape, dtype",
+    IMAGES + OTHERS,
+    DTYPES,
+    telling=list(zip(TELLING, DTYPES, strict=True)),
+)
 def test_langevin_step(backend, shape, dtype, record_backends):
     x, score, noise = (
         random(shape),
@@ -289,6 +300,7 @@ def test_triton_compiles_once():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # takes 32 GiB, which tests beside it may hold
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_more_than_2_31_elements(backend, fmt):
     shape = (1, 3, 26760, 26760)

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from matrix import matrix
 from tolerances import assert_forward, assert_gradient
 from torch import Tensor
 
@@ -20,13 +21,38 @@ from ncsn_fast.ops import dispatch, extension, reference
 pytestmark = pytest.mark.cuda
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
+NCHW, NHWC = LAYOUTS = (torch.contiguous_format, torch.channels_last)
+F32, BF16, F16 = DTYPES
+PLAIN, PLUSPLUS = COLUMNS = (2, 3)  # columns of the table, a channel
 # Odd sizes and single pixels; planes in registers, tile by tile, and in parts; few images and many.
 SHAPES = [(2, 3, 5, 7), (3, 8, 33, 31), (1, 4, 1, 1), (300, 5, 2, 2), (200, 32, 8, 8)]
 SHAPES += [(8, 128, 32, 32), (3, 130, 14, 14), (1, 96, 64, 64), (40, 64, 64, 64), (2, 512, 16, 16)]
 SHAPES += [(1, 32, 256, 256), (130, 1, 130, 130), (9, 2, 200, 200)]
 K = 4
 MARGIN = 64
+
+# Each way through the kernels once, in the network's dtype and sizes where it has them.
+NORMS = [
+    (BF16, (8, 128, 32, 32), NHWC, PLAIN),
+    (BF16, (8, 128, 32, 32), NCHW, PLAIN),
+    (BF16, (8, 128, 32, 32), NHWC, PLUSPLUS),
+    (F32, (3, 8, 33, 31), NCHW, PLAIN),
+    (F32, (3, 8, 33, 31), NHWC, PLUSPLUS),
+    (F32, (1, 4, 1, 1), NHWC, PLAIN),
+    (F16, (300, 5, 2, 2), NCHW, PLAIN),
+    (F16, (40, 64, 64, 64), NHWC, PLAIN),
+    (F32, (1, 32, 256, 256), NCHW, PLAIN),
+    (BF16, (1, 32, 256, 256), NHWC, PLAIN),
+    (BF16, (2, 512, 16, 16), NCHW, PLUSPLUS),
+]
+POOLS = [
+    (BF16, (8, 128, 32, 32), NHWC, "neg_inf"),
+    (F32, (8, 128, 32, 32), NCHW, "zero"),
+    (F16, (3, 8, 33, 31), NCHW, "neg_inf"),
+    (F32, (3, 8, 33, 31), NHWC, "zero"),
+    (torch.float64, (2, 3, 5, 7), NCHW, "neg_inf"),
+    (BF16, (1, 4, 1, 1), NHWC, "zero"),
+]
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 columns_ = pytest.mark.parametrize("columns", [2, 3], ids=["plain", "plusplus"])
@@ -97,10 +123,7 @@ def check_norm(backend, x, labels, weight, elu=True):
     return y, grads
 
 
-@columns_
-@layouts
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@matrix("dtype, shape, layout, columns", DTYPES, SHAPES, LAYOUTS, COLUMNS, telling=NORMS)
 def test_norm(backend, dtype, shape, layout, columns, outputs_in_nan, record_backends):
     if columns == 3 and shape[1] == 1:
         pytest.skip("InstanceNorm++ needs two channels")
@@ -156,10 +179,14 @@ def test_norm_keeps_digits_of_a_large_mean(backend, shape, layout):
     assert (y - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
-@columns_
-@layouts
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("size", [5, 130])
+@matrix(
+    "bad, size, layout, columns",
+    [float("nan"), float("inf")],
+    [5, 130],
+    LAYOUTS,
+    COLUMNS,
+    telling=[(float("inf"), 5, NCHW, PLAIN), (float("inf"), 130, NHWC, PLUSPLUS)],
+)
 def test_norm_keeps_nan_in_its_plane(backend, bad, size, layout, columns):
     x, labels, weight = norm_inputs((2, 3, size, size), layout=layout, columns=columns)
     x[1, 2, 0, 0] = bad
@@ -192,10 +219,14 @@ def test_wrong_label_is_a_device_side_assertion(backend):
 # --- 5x5 max pool ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padding", ["neg_inf", "zero"])
-@layouts
-@pytest.mark.parametrize("shape", [*SHAPES[:6], (2, 3, 100, 300)], ids=str)
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@matrix(
+    "dtype, shape, layout, padding",
+    [*DTYPES, torch.float64],
+    [*SHAPES[:6], (2, 3, 100, 300)],
+    LAYOUTS,
+    ["neg_inf", "zero"],
+    telling=POOLS,
+)
 def test_pool(backend, dtype, shape, layout, padding, outputs_in_nan):
     """Exactly PyTorch's values and gradients: also of equal numbers, infinities and NaN."""
     smooth = norm_inputs(shape, torch.float32, layout)[0]
@@ -212,6 +243,23 @@ def test_pool(backend, dtype, shape, layout, padding, outputs_in_nan):
         # On the CPU: PyTorch's CUDA kernel adds with atomics.
         on_cpu = (grad_y.double().cpu(), x.detach().double().cpu(), padding)
         assert_gradient(got.cpu(), reference.max_pool5_backward(*on_cpu), dtype)
+
+
+@pytest.mark.parametrize("start", [MARGIN, MARGIN + 1], ids=["aligned", "misaligned"])
+@layouts
+def test_pool_at_an_offset(backend, layout, start):
+    values = norm_inputs((3, 16, 16, 16), torch.bfloat16, layout)[0]
+    memory = torch.full(
+        (values.numel() + 2 * MARGIN,), float("nan"), dtype=values.dtype, device="cuda"
+    )
+    x = memory.as_strided(values.shape, values.stride(), start)
+    x.copy_(values).requires_grad_()
+    y = ops.max_pool5(x, backend=backend)
+    assert torch.equal(y, reference.max_pool5(values, "neg_inf"))
+    grad_y = gradient_like(values)
+    (got,) = torch.autograd.grad(y, x, grad_y)
+    on_cpu = (grad_y.double().cpu(), values.double().cpu(), "neg_inf")
+    assert_gradient(got.cpu(), reference.max_pool5_backward(*on_cpu), values.dtype)
 
 
 # --- both -----------------------------------------------------------------------------------------
@@ -354,6 +402,7 @@ def test_triton_compiles_once():
 
 
 @pytest.mark.slow
+@pytest.mark.matrix  # takes 48 GiB, which tests beside it may hold
 @layouts
 def test_more_than_2_31_elements(backend, layout):
     shape = (1100, 128, 128, 128)

@@ -59,7 +59,7 @@ def case(settings: Settings, dtype: torch.dtype, n: int, nf: int, size: int, **p
         dtype=dtype,
         setting=f"nf={nf}",
         peers=work.peers(settings, dtype, backward=False, **peers),
-        expected=work.expected(dtype, backward=False),
+        expected=work.expected(dtype, backward=False, device=settings.device),
         tolerance=tolerance_of(dtype, network=True),
         flops=forward_flops(n, nf, size),
     )

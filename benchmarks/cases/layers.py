@@ -64,7 +64,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             shape=(n, channels, size, size),
             dtype=dtype,
             peers=work.peers(settings, dtype, backward=backward),
-            expected=work.expected(dtype, backward=backward),
+            expected=work.expected(dtype, backward=backward, device=settings.device),
             tolerance=tolerance_of(dtype, backward=backward, network=True),
             flops=passes * convolutions * 2 * 9 * channels * channels * n * size * size,
         )

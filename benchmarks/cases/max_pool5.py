@@ -51,7 +51,7 @@ def cases(settings: Settings) -> Iterator[Case]:
                 shape=(n, channels, size, size),
                 dtype=dtype,
                 peers=work.peers(settings, dtype, backward=backward),
-                expected=work.expected(dtype, backward=backward),
+                expected=work.expected(dtype, backward=backward, device=settings.device),
                 tolerance=tolerance_of(dtype, backward=backward),
                 bytes=passes * n * channels * size * size * dtype.itemsize,
             )

@@ -61,7 +61,7 @@ def cases(settings: Settings) -> Iterator[Case]:
                 dtype=dtype,
                 setting=f"dilation={dilation}",
                 peers=work.peers(settings, dtype, backward=backward),
-                expected=work.expected(dtype, backward=backward),
+                expected=work.expected(dtype, backward=backward, device=settings.device),
                 # A convolution by Winograd may lie ten times as far off as a direct one.
                 tolerance=10 * tolerance_of(dtype, backward=backward),
                 flops=passes * 2 * 9 * channels * channels * n * size * size,

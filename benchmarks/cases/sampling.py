@@ -14,6 +14,7 @@ from ncsn_fast.sampling import annealed_langevin
 from .. import straightforward
 from ..measure import Timed
 from ..peers import (
+    CPU,
     LAYOUTS,
     OURS,
     Compiled,
@@ -72,9 +73,10 @@ class Loop:
     def start(self) -> Tensor:
         return images(self.n, self.size)[0]
 
-    def expected(self, dtype: torch.dtype) -> Outputs:
-        network = straightforward.network_like(self.model()).to(dtype).double()
-        start, sigmas = self.start().double(), self.model().sigmas.double()
+    def expected(self, dtype: torch.dtype, device: torch.device = CPU) -> Outputs:
+        network = straightforward.network_like(self.model()).to(dtype).to(device, torch.float64)
+        start = self.start().to(device, torch.float64)
+        sigmas = self.model().sigmas.to(device, torch.float64)
         noise = Noise(torch.float64)
         steps = self.checked_steps
         return (straightforward.sample(network, start, sigmas, steps, STEP_LR, noise),)
@@ -158,10 +160,11 @@ class BareLoop(Loop):
     def sigmas(self) -> Tensor:
         return NCSN.make_sigmas(SIGMA_BEGIN, SIGMA_END, self.levels)
 
-    def expected(self, dtype: torch.dtype) -> Outputs:
-        start = self.start().double()
+    def expected(self, dtype: torch.dtype, device: torch.device = CPU) -> Outputs:
+        start = self.start().to(device, torch.float64)
         noise = Noise(torch.float64)
-        arguments = (start, self.sigmas().double(), self.steps, STEP_LR, noise)
+        sigmas = self.sigmas().to(device, torch.float64)
+        arguments = (start, sigmas, self.steps, STEP_LR, noise)
         return (straightforward.sample(lambda x, labels: -start, *arguments),)
 
     def peers(self, settings: Settings, dtype: torch.dtype, *, compiled: bool) -> Iterator[Peer]:
@@ -209,7 +212,7 @@ def case(settings: Settings, loop: Loop, dtype: torch.dtype, *, compiled: bool) 
         dtype=dtype,
         setting=loop.setting,
         peers=tuple(loop.peers(settings, dtype, compiled=compiled)),
-        expected=partial(loop.expected, dtype),
+        expected=partial(loop.expected, dtype, settings.device),
         tolerance=TOLERANCE_FACTOR * tolerance_of(dtype, network=True),
         flops=passes * forward_flops(loop.n, loop.nf, loop.size) if loop.nf else 0,
         bytes=0 if loop.nf else passes * loop.start().numel() * (8 + dtype.itemsize),

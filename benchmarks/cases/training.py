@@ -61,9 +61,9 @@ class Step:
         return found
 
 
-def expected(n: int, nf: int, size: int, dtype: torch.dtype) -> Outputs:
-    x, labels = placed(placed(images(n, size), CPU, dtype), CPU, torch.float64)
-    network = networks(nf)[0].to(dtype).double()
+def expected(n: int, nf: int, size: int, dtype: torch.dtype, device: torch.device = CPU) -> Outputs:
+    x, labels = placed(placed(images(n, size), CPU, dtype), device, torch.float64)
+    network = networks(nf)[0].to(dtype).to(device, torch.float64)
     noise = noise_like(x).to(dtype).double()
     sigmas = network.sigmas
     return Step(network).gradients(lambda: straightforward.loss(network, x, labels, sigmas, noise))
@@ -132,7 +132,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             dtype=dtype,
             setting=f"nf={nf} levels={CLASSES}",
             peers=tuple(peers(n, nf, size, dtype, settings)),
-            expected=partial(expected, n, nf, size, dtype),
+            expected=partial(expected, n, nf, size, dtype, settings.device),
             tolerance=tolerance_of(dtype, backward=True, network=True),
             flops=3 * forward_flops(n, nf, size),
         )
