@@ -68,7 +68,7 @@ def growth(call, calls: int) -> float:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Other threads have heaps of their own, which mallinfo2 does not count."""
+    """Caches that each thread has of its own would blur the count."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
