@@ -82,6 +82,8 @@ PARTS = (
     Part("info", 15, "versions, devices, which backend serves what"),
     Part("network", 75, "network and training step beside eager PyTorch"),
     Part("sampling", 40, "sampling beside eager PyTorch"),
+    # Everybody's default, which the quick parts, in half precision, leave out.
+    Part("float32", 30, "the network in float32, with TF32 and without, beside eager PyTorch"),
     Part("tests", 110, "the GPU tests, less their matrix"),
     Part("norm", 40, "conditional instance norm + ELU beside eager PyTorch"),
     Part("pool", 25, "5x5 max pool beside eager PyTorch"),
@@ -96,6 +98,7 @@ NAMES = tuple(part.name for part in PARTS)
 BENCHMARKS = {
     "network": ["--suite", "model", "--suite", "train", "--quick", "--no-compiled"],
     "sampling": ["--suite", "sample", "--quick", "--no-compiled"],
+    "float32": ["--suite", "model", "--quick", "--no-compiled", "--dtype", "float32"],
     "norm": ["--suite", "ops", "--match", "cond_instance_norm_elu", "--no-compiled"],
     "pool": ["--suite", "ops", "--match", "max_pool5", "--no-compiled"],
     "langevin": ["--suite", "ops", "--match", "langevin_step_", "--no-compiled"],

@@ -304,7 +304,7 @@ class Bench:
 
 @dataclass
 class _Outcome:
-    """What becomes of a peer while its case runs."""
+    """The state of a peer while its case runs: proven, checked, timed, or failed."""
 
     peer: Peer
     status: str = OK

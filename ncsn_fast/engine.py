@@ -24,7 +24,7 @@ from .progress import progress
 from .schedules import check_sigmas
 from .streams import KNOWN_NOISE_STEPS
 
-# At most, in one graph: a replay costs little beside them, and a capture is soon paid for.
+# Steps in one graph, at most: enough that a replay costs little beside them, few enough to be captured quickly.
 CAPTURED_STEPS = 10
 # Steps, at least, between looks at whether the score was finite; each look waits for the device.
 CHECK_EVERY = 100
@@ -167,7 +167,8 @@ class Chain:
         steps = GraphedSteps(self._take, self.x.device) if self._graphed else Steps(self._take)
         done = checked = 0
         bar = progress(total, shown=self.verbose, desc="sampling", unit="step")
-        with bar, torch.cuda.device_of(self.x):  # graphs and streams are made on the device of now
+        # Graphs and streams are made on the current device.
+        with bar, torch.cuda.device_of(self.x):
             for level, of_level in enumerate(updates):
                 bar.set_postfix(sigma=f"{self.sigmas[level]:.4g}")
                 for piece in self._pieces(of_level, done, steps.at_once):

@@ -19,7 +19,7 @@ WEIGHTINGS = ("sigma2", "one")
 
 
 class LearnedWeighting(nn.Module):
-    r"""A weighting of the noise levels that is learned with the network: each counts by how well it can be done.
+    r"""A weighting of the noise levels that is learned with the network: the harder a level, the less it counts.
 
     .. math:: \lambda(\sigma) = \frac{\sigma^2}{D\, e^{u(\sigma)}}, \qquad
               \text{loss} = \lambda(\sigma) \| s - \nabla \log q_\sigma \|^2 + u(\sigma)

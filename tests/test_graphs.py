@@ -99,6 +99,12 @@ class FakeCuda:
 @pytest.fixture
 def cuda(monkeypatch):
     monkeypatch.setattr(engine, "_failed", [], raising=False)
+    # Threads that other tests, or the test runner, have left are not the user's.
+    enumerate_all, others = threading.enumerate, set(threading.enumerate())
+    others.discard(threading.current_thread())
+    monkeypatch.setattr(
+        threading, "enumerate", lambda: [t for t in enumerate_all() if t not in others]
+    )
     return FakeCuda(monkeypatch)
 
 
