@@ -28,6 +28,21 @@ def max_pool5(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 5, stride=1, padding=2)
 
 
+def avg_pool5(x: Tensor) -> Tensor:
+    """PyTorch's 5x5 average pool."""
+    return F.avg_pool2d(x, 5, stride=1, padding=2)
+
+
+def elu_conv3x3(x: Tensor, weight: Tensor, residual: Tensor, dilation: int = 1) -> Tensor:
+    """ELU, convolution and addition, one after the other."""
+    return F.conv2d(F.elu(x), weight, padding=dilation, dilation=dilation) + residual
+
+
+def conv3x3_mean_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolution and 2x2 average pool, one after the other."""
+    return F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)
+
+
 def norm_elu_conv3x3(
     x: Tensor, labels: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1
 ) -> Tensor:

@@ -176,7 +176,7 @@ def gather_kernel(
 
 
 def launch_arguments(x: torch.Tensor) -> tuple[tuple[int, int], tuple[int, ...], dict[str, object]]:
-    """Grid, sizes and constants that all three kernels take."""
+    """Grid, sizes and constants that all of these kernels take."""
     samples, channels, height, width = x.shape
     block = ROW_BYTES // x.element_size()
     grid = (triton.cdiv(samples * channels * width, block), triton.cdiv(height, ROWS))

@@ -15,6 +15,7 @@ from tolerances import assert_forward, assert_gradient
 from torch.nn import functional as F
 
 from ncsn_fast import ops
+from ncsn_fast.kernels import avg_pool5 as mean_pool
 from ncsn_fast.kernels import cond_instance_norm_elu as norm
 from ncsn_fast.kernels import cond_instance_norm_elu_backward as norm_backward
 from ncsn_fast.kernels import max_pool5 as pool
@@ -283,6 +284,25 @@ def test_pool_64_bit_offsets(layout, monkeypatch):
     check_pool(pool_input((1, 2, 5, 4), F32, layout), "neg_inf")
 
 
+# --- 5x5 average pool -----------------------------------------------------------------------------
+
+
+def check_mean_pool(x):
+    y = mean_pool.avg_pool5(in_nan(x)[0])
+    assert y.dtype == x.dtype and y.stride() == x.stride()
+    assert_forward(y, reference.avg_pool5(x.double()), x.dtype)
+
+
+@LAYOUTS
+def test_mean_pool(layout, monkeypatch):
+    for shape in ((2, 2, 11, 3), (1, 3, 5, 9), (1, 1, 1, 1), (0, 2, 3, 3)):
+        check_mean_pool(pool_input(shape, F32, layout))
+    for dtype in (BF16, F16, torch.float64):
+        check_mean_pool(pool_input((1, 2, 4, 5), dtype, layout))
+    monkeypatch.setattr(pool, "INT32_ELEMENTS", 0)
+    check_mean_pool(pool_input((1, 2, 5, 4), F32, layout))
+
+
 # --- as operators ---------------------------------------------------------------------------------
 
 
@@ -293,14 +313,14 @@ def test_public_functions_run_triton(record_backends):
         inputs = [t.clone().requires_grad_() for t in (x, weight)]
         with record_backends() as ran:
             h = ops.cond_instance_norm_elu(inputs[0], labels, inputs[1], backend=backend)
-            h = ops.max_pool5(h, backend=backend)
+            h = ops.avg_pool5(ops.max_pool5(h, backend=backend), backend=backend)
             (grad,) = torch.autograd.grad(h.pow(2).sum(), inputs[0], create_graph=True)
             results += [h, grad, *torch.autograd.grad(grad.pow(2).sum(), inputs)]
         assert {name for _, name in ran} <= {backend}
         if backend == "triton":
             assert {name for name, _ in ran} == {
                 "cond_instance_norm_elu", "cond_instance_norm_elu_backward",
-                "max_pool5", "max_pool5_backward",
+                "max_pool5", "max_pool5_backward", "avg_pool5",
             }  # fmt: skip
     for got, expected in zip(results[:4], results[4:], strict=True):
         assert_gradient(got, expected, F32)
@@ -311,6 +331,8 @@ def test_float64_is_refused_by_name():
     with pytest.raises(dispatch.BackendError, match="triton.*no float64"):
         ops.cond_instance_norm_elu(x, labels, weight, backend="triton")
     ops.max_pool5(x, backend="triton")
+    y = ops.avg_pool5(x, backend="triton")
+    assert_forward(y, reference.avg_pool5(x), torch.float64)
 
 
 def test_opcheck():
@@ -319,6 +341,7 @@ def test_opcheck():
     calls = {
         "cond_instance_norm_elu": (x, labels, weight, 1e-5, True),
         "cond_instance_norm_elu_backward": (y, x, labels, weight, mean, rstd, True),
+        "avg_pool5": (x,),
         "max_pool5": (x, PADDINGS["zero"]),
         "max_pool5_backward": (y, x, PADDINGS["zero"]),
     }

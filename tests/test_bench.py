@@ -24,7 +24,10 @@ import torch
 from ncsn_fast import NCSN, ops
 from ncsn_fast.benchmarks import measure, peers, straightforward, suite
 from ncsn_fast.benchmarks.cases import (
+    avg_pool5,
     cond_instance_norm_elu,
+    conv3x3_mean_pool,
+    elu_conv3x3,
     forward,
     langevin_step,
     layers,
@@ -517,6 +520,9 @@ SMALL = {
     "norm": lambda b: of_function(cond_instance_norm_elu.function(2, 4, 6), "norm", b),
     "pool": lambda b: of_function(max_pool5.function(2, 4, 6), "pool", b),
     "conv": lambda b: of_function(norm_elu_conv3x3.function(2, 4, 6, 2), "conv", b),
+    "mean_pool5": lambda b: of_function(avg_pool5.function(2, 4, 6), "pool", b),
+    "elu_conv": lambda b: of_function(elu_conv3x3.function(2, 4, 6, 2), "conv", b),
+    "conv_mean": lambda b: of_function(conv3x3_mean_pool.function(2, 4, 3, 6), "conv", b),
     "units": lambda b: of_function(of_layer("RCUBlock"), "layer", b),
     "refine": lambda b: of_function(of_layer("RefineBlock"), "layer", b),
     "langevin": lambda b: make_case(
@@ -532,7 +538,7 @@ SMALL = {
         "train", training.peers(2, 4, 8, F32, TINY), lambda: training.expected(2, 4, 8, F32), b
     ),
 }
-BACKWARD = {"norm", "pool", "conv", "units", "refine"}
+BACKWARD = {"norm", "pool", "conv", "mean_pool5", "elu_conv", "conv_mean", "units", "refine"}
 
 
 @pytest.mark.parametrize(

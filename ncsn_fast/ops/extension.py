@@ -108,6 +108,7 @@ def _load_triton() -> str | None:
         return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     try:
         from ncsn_fast.kernels import (
+            avg_pool5,
             cond_instance_norm_elu,
             cond_instance_norm_elu_backward,
             langevin_step,
@@ -124,6 +125,7 @@ def _load_triton() -> str | None:
             cond_instance_norm_elu_backward.cond_instance_norm_elu_backward,
             key,
         )
+        library.impl("avg_pool5", avg_pool5.avg_pool5, key)
         library.impl("max_pool5", max_pool5.max_pool5, key)
         library.impl("max_pool5_backward", max_pool5.max_pool5_backward, key)
         library.impl("langevin_step_", langevin_step.langevin_step_, key)

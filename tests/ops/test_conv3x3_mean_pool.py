@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import TOLERANCES, relative_error
+from tolerances import TOLERANCES, WINOGRAD, relative_error
 from torch.autograd import gradcheck, gradgradcheck
 
 from ncsn_fast import ops
@@ -51,11 +51,42 @@ def test_against_float64(shape, dtype, layout, kernel):
     wide = [t.double() for t in arguments]
     want = gradients(reference.conv3x3_mean_pool, wide, grad.double())
     plain = gradients(reference.conv3x3_mean_pool, arguments, grad)
+    tolerance = WINOGRAD if (dtype, kernel) == (torch.float32, 3) else TOLERANCES[dtype]
     for i, (a, b, eager) in enumerate(zip(got, want, plain, strict=True)):
         assert a.dtype == dtype
-        bound = TOLERANCES[dtype].gradient if i else TOLERANCES[dtype].forward
+        bound = tolerance.gradient if i else tolerance.forward
         assert relative_error(a, b) <= max(bound, 2 * relative_error(eager, b))
     assert got[0].numel() == 0 or got[0].is_contiguous(memory_format=layout)
+
+
+@LAYOUTS
+def test_which_algorithm(layout, record_backends):
+    """The engine where it serves, else one convolution with stride 2; both give the same."""
+    x, weight, bias, _ = inputs((2, 17, 16, 18), 5, 3, layout=layout)
+    wide = [t.double() for t in (x, weight, bias)]
+    expected = reference.conv3x3_mean_pool(*wide)
+    with record_backends() as ran:
+        y = ops.conv3x3_mean_pool(x, weight, bias)
+    assert ran == [("conv3x3", "native")]
+    assert relative_error(y, expected) <= WINOGRAD.forward
+    with record_backends() as ran:
+        y = ops.conv3x3_mean_pool(x, weight, bias, backend="reference")
+        assert relative_error(y, expected) <= TOLERANCES[torch.float32].forward
+        torch.testing.assert_close(ops.conv3x3_mean_pool(*wide), expected)
+        ops.conv3x3_mean_pool(x, weight[:, :, :1, :1], bias)
+    assert not ran
+
+
+def test_second_order_by_the_engine():
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x, weight, bias, _ = inputs((1, 16, 8, 6), 4, 3, dtype)
+        leaves = [x.requires_grad_(), weight.requires_grad_()]
+        y = ops.conv3x3_mean_pool(*leaves, bias)
+        (g,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(g.square().sum(), leaves))
+    for a, b in zip(*results, strict=True):
+        assert relative_error(a, b) <= WINOGRAD.gradient
 
 
 @KERNELS
