@@ -80,11 +80,11 @@ class Part:
 PARTS = (
     Part("build", 120, "the kernels, for this GPU alone"),
     Part("info", 15, "versions, devices, which backend serves what"),
-    Part("network", 75, "network and training step beside eager PyTorch"),
+    Part("network", 60, "network and training step beside eager PyTorch"),
     Part("sampling", 40, "sampling beside eager PyTorch"),
     # Everybody's default, which the quick parts, in half precision, leave out.
     Part("float32", 30, "the network in float32, with TF32 and without, beside eager PyTorch"),
-    Part("tests", 110, "the GPU tests, less their matrix"),
+    Part("tests", 95, "the GPU tests, less their matrix"),
     Part("norm", 40, "conditional instance norm + ELU beside eager PyTorch"),
     Part("pool", 25, "5x5 max pool beside eager PyTorch"),
     Part("langevin", 20, "Langevin step beside eager PyTorch"),
