@@ -68,7 +68,7 @@ def why_not_plain(layer: nn.Module, built: type[nn.Module]) -> str | None:
         return "there are global hooks on modules"
     if "forward" in facts or "_conv_forward" in facts or "_call_impl" in facts:
         return "its forward was replaced"
-    if "_compiled_call_impl" in facts:
+    if facts.get("_compiled_call_impl") is not None:  # None: it was, for a while
         return "it was compiled by itself"
     if type(facts["_parameters"].get("weight")) not in _WEIGHTS:
         return "its weight is of a tensor subclass"

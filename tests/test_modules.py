@@ -277,6 +277,15 @@ def test_a_hook_taken_away_gives_the_fused_unit_back():
         assert torch.equal(model(images(), LABELS), expected)
 
 
+def test_a_layer_that_was_compiled_for_a_while_is_plain_again():
+    """As after training with ``torch.compile(model)``."""
+    layer = nn.Linear(2, 2)
+    layer._compiled_call_impl = lambda x: x
+    assert layers.why_not_plain(layer, nn.Linear) == "it was compiled by itself"
+    layer._compiled_call_impl = None
+    assert layers.why_not_plain(layer, nn.Linear) is None
+
+
 def test_a_debug_log_says_why_once(caplog, monkeypatch):
     monkeypatch.setattr(layers, "_told", set())
     model = network()
