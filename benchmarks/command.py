@@ -122,7 +122,7 @@ def settings_of(
     Raises:
         ValueError: an unknown device or dtype, or batch sizes that are not positive integers.
     """
-    from ncsn_fast.cli import choose_device, integers
+    from ncsn_fast.cli.options import choose_device, integers
 
     from .suite import DEFAULT_DTYPES, DTYPES, Settings
 

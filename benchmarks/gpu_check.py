@@ -41,17 +41,17 @@ REFRESH_SECONDS = 10  # from one copy of the results to the next
 GRACE_SECONDS = 10  # at its limit a part is interrupted; it is killed so much later
 LAST_CASE_SECONDS = 20  # before its limit a benchmark begins no more cases
 
-CUDA_TESTS = [f"tests/test_cuda{part}.py" for part in ("", "_network", "_sampling")]
+CUDA_TESTS = [f"tests/gpu/test_cuda_{part}.py" for part in ("operators", "network", "sampling")]
 TELLING, MATRIX = "cuda and not matrix", "cuda and matrix"
 # Every kernel once, at sizes that a sanitizer is through with in seconds.
 SANITIZED = {
-    "tests/test_cuda.py": (
+    "tests/gpu/test_cuda_operators.py": (
         "test_seeded_is_explicit",
         "test_device_tensors_are_numbers",
         "test_clip_keeps_nan",
         "test_a_sample_does_not_know_its_batch",
     ),
-    "tests/test_cuda_network.py": (
+    "tests/gpu/test_cuda_network.py": (
         "test_norm_at_an_offset",
         "test_norm_of_other_ranks",
         "test_norm_second_order",

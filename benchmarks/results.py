@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ncsn_fast.checkpoints import write_atomically
+from ncsn_fast.files import write_atomically
 
 OK, NOISY, WRONG, FAILED, NOT_RUN = "ok", "noisy", "wrong", "failed", "not run"
 STATUSES = (OK, NOISY, WRONG, FAILED, NOT_RUN)

@@ -11,8 +11,8 @@ import torch
 
 from ncsn_fast import ScoreMLP, plots
 from ncsn_fast.data import two_gaussians
+from ncsn_fast.evaluation import score_errors
 from ncsn_fast.schedules import make_sigmas
-from ncsn_fast.toy_demos import score_errors
 
 QUICK = "--quick" in sys.argv
 OUT = Path("example_two_gaussians")

@@ -1,11 +1,22 @@
-"""Noise Conditional Score Networks (Song & Ermon 2019) at the speed of the hardware."""
+"""Noise Conditional Score Networks (Song & Ermon 2019) at the speed of the hardware.
+
+Belongs here: the names that users import first. Beside it lies the ground that all rooms stand on (``checks``,
+``files``, ``streams``, ``distributed``, ``progress``, ``embeddings``); docs/architecture.md says what is in each room,
+and which may import which.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 from . import ops
-from .config import NCSNConfig
-from .model import NCSN
-from .networks import ScoreCNN, ScoreMLP
+from .models.config import NCSNConfig
+from .models.ncsn import NCSN
+from .models.small import ScoreCNN, ScoreMLP
 from .ops import set_backend, use_backend
 
 __version__ = "0.1.0"
@@ -20,3 +31,44 @@ __all__ = [
     "set_backend",
     "use_backend",
 ]
+
+# Modules of 0.1 that have moved into rooms: an import by the old name gives the new module.
+_MOVED = {
+    "checkpoints": "training.checkpoints",
+    "config": "models.config",
+    "demo": "demos.digits",
+    "engine": "sampling.engine",
+    "interface": "models.base",
+    "layers": "models.layers",
+    "losslog": "training.log",
+    "metrics": "evaluation.metrics",
+    "model": "models.ncsn",
+    "networks": "models.small",
+    "pictures": "plots.pictures",
+    "pretrained": "models.pretrained",
+    "probability_flow": "sampling.ode",
+    "ranges": "data.ranges",
+    "samplers": "sampling.samplers",
+    "settings": "training.settings",
+    "sharded": "sampling.to_folder",
+    "toy_demos": "demos.points",
+    "wrappers": "distributed",
+}
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Finds a moved module by its old name; it is the same module, under both names."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package, _, module = name.rpartition(".")
+        return ModuleSpec(name, self) if package == __name__ and module in _MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """As usual: an empty one, in whose place comes the real one."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = _MOVED[module.__name__.rpartition(".")[2]]
+        sys.modules[module.__name__] = importlib.import_module(f"{__name__}.{new}")
+
+
+sys.meta_path.append(_Moved())

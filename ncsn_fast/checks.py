@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,23 @@ def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
         raise ValueError(f"image_size must be an int or (height, width), got {image_size!r}")
     height, width = (positive_int("image_size", side) for side in image_size)
     return height, width
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What differs between two sets of named values, for an error message; empty if nothing does."""
+    return "; ".join(
+        f"{name} is {_short(there.get(name))} there and {_short(here.get(name))} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    )
+
+
+def _short(value: object) -> str:
+    if (
+        isinstance(value, tuple) and len(value) > 2 and isinstance(value[0], float)
+    ):  # a ladder of sigmas
+        return f"({value[0]:.4g}, ..., {value[-1]:.4g})"
+    return repr(value)
 
 
 def _float(name: str, value: object) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import positive_int, positive_number
-from .ranges import byte_hint
+from .data.ranges import byte_hint
 
 MOST_COMPARED = 10_000  # samples, each with each, for the largest distance
 

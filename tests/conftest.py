@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +33,12 @@ def no_tf32(request: pytest.FixtureRequest) -> Iterator[None]:
     with tf32(False):
         yield
 
+
+# TorchInductor keeps what it compiled under names that do not tell for which of these levels it was.
+if os.environ.get("ATEN_CPU_CAPABILITY"):
+    user = getpass.getuser()
+    own = f"torchinductor_{user}_{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), own))
 
 LOST = pytest.StashKey[bool]()
 

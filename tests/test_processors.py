@@ -26,9 +26,9 @@ SETTINGS = {
 }
 # Tests of equal bits between backends, batches, layouts and threads.
 PROMISES = (
-    "test_langevin_step.py::test_explicit_noise_is_the_same_bits_in_every_backend",
-    "test_langevin_step.py::test_the_scale_of_the_noise_is_correctly_rounded",
-    "test_sampling.py",
+    "ops/test_langevin_step.py::test_explicit_noise_is_the_same_bits_in_every_backend",
+    "ops/test_langevin_step.py::test_the_scale_of_the_noise_is_correctly_rounded",
+    "sampling/test_sampling.py",
 )
 
 

@@ -12,7 +12,7 @@ import torch
 import ncsn_fast
 from ncsn_fast import NCSN, NCSNConfig, ScoreMLP, ops, streams
 from ncsn_fast.data import points
-from ncsn_fast.probability_flow import log_likelihood
+from ncsn_fast.sampling.ode import log_likelihood
 from ncsn_fast.training import TrainingSettings, train
 
 SOURCES = Path(ncsn_fast.__file__).parent

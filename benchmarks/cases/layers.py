@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from ncsn_fast import layers
+from ncsn_fast.models import layers
 
 from .. import straightforward
 from ..peers import Module

@@ -10,7 +10,7 @@
 // Error of a normal against a float64 evaluation of the same words: below 1.2e-6 absolute, with or
 // without contraction to fused multiply-adds. This is the sum of the worst radius (3.5e-7) and 5.77 times
 // the worst sine or cosine (8.9e-8) and one rounding, from all 2^23 values of either word
-// (tests/test_philox_header.py runs through them again); the largest seen in a product is 7.4e-7.
+// (tests/csrc/test_philox_header.py runs through them again); the largest seen in a product is 7.4e-7.
 //
 // Sources: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11;
 // Box, Muller, "A note on the generation of random normal deviates", 1958. The polynomials are

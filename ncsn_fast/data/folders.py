@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..checks import positive_int
-from ..ranges import IMAGE_RANGE, check_range
 from .images import WHITE, Background, check_background, from_uint8, read_image
+from .ranges import IMAGE_RANGE, check_range
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import ZIP_MAGIC, CheckpointError, _check_archive, write_atomically
+from ..files import ZIP_MAGIC, CheckpointError, check_archive, write_atomically
 from ..schedules import check_sigmas, make_sigmas
 from .official import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, OfficialNCSN, check_size
 
@@ -159,7 +159,7 @@ def _read(path: Path) -> list[Any]:
     if not start:
         raise CheckpointError(f"{path} is empty, not a checkpoint")
     if start == ZIP_MAGIC:  # else the form of torch before 1.6, which has no checksums
-        _check_archive(path)
+        check_archive(path)
     try:
         states = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, KeyError, IndexError, EOFError, pickle.UnpicklingError) as e:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..checks import positive_int
-from ..layers import convolve
-from ..model import NCSN
 from ..schedules import check_sigmas, make_sigmas
+from .layers import convolve
+from .ncsn import NCSN
 from .refinenet import RefineBlock, ResidualBlock, Stage, conv3x3, make_norm, norm_act_conv
 
 # --- configurations ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..layers import convolve, tell_called, why_not_conv3x3, why_not_lookup, why_not_plain
+from .layers import convolve, tell_called, why_not_conv3x3, why_not_lookup, why_not_plain
 
 NORM_STD = 0.02  # gamma and alpha start from N(1, 0.02^2)
 

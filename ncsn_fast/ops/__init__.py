@@ -30,14 +30,7 @@ from .checks import (
     names,
     overlaps_itself,
 )
-from .dispatch import (
-    layout_of,
-    select,
-    select_convolution,
-    set_backend,
-    transform,
-    use_backend,
-)
+from .dispatch import layout_of, select, select_convolution, set_backend, transform, use_backend
 from .functional._convolution import check_convolution, convolve
 from .functional.avg_pool5 import avg_pool5
 from .functional.conv3x3_mean_pool import conv3x3_mean_pool

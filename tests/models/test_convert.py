@@ -9,9 +9,9 @@ from collections import OrderedDict
 import pytest
 import torch
 import yaml
-from official_oracles import NETWORKS, ORACLES, PER_SAMPLE, read, worst_sample
+from support.official_oracles import NETWORKS, ORACLES, PER_SAMPLE, read, worst_sample
 
-from ncsn_fast.checkpoints import CheckpointError
+from ncsn_fast.files import CheckpointError
 from ncsn_fast.models.convert import load_official, save_official
 from ncsn_fast.models.official import NCSNv2, OfficialNCSN
 from ncsn_fast.schedules import make_sigmas

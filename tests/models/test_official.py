@@ -6,7 +6,15 @@ import ast
 
 import pytest
 import torch
-from official_oracles import GRADIENT, NETWORKS, PER_SAMPLE, full_size, read, tiny, worst_sample
+from support.official_oracles import (
+    GRADIENT,
+    NETWORKS,
+    PER_SAMPLE,
+    full_size,
+    read,
+    tiny,
+    worst_sample,
+)
 
 from ncsn_fast import ops
 from ncsn_fast.losses import denoising_score_matching_loss, perturb

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import assert_forward, assert_gradient
+from support.tolerances import assert_forward, assert_gradient
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils import deterministic
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import TOLERANCES, WINOGRAD, relative_error
+from support.tolerances import TOLERANCES, WINOGRAD, relative_error
 from torch.autograd import gradcheck, gradgradcheck
 
 from ncsn_fast import ops

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import TOLERANCES, WINOGRAD, relative_error
+from support.tolerances import TOLERANCES, WINOGRAD, relative_error
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils import deterministic
 

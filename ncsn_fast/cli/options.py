@@ -1,0 +1,74 @@
+"""What options of several commands have in common: the data, the device, lists of numbers.
+
+Belongs here: from the text of an option to what a Python user would pass. Does not belong here: the commands.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..data import load_digits, load_images
+from ..data.ranges import DataRangeWarning
+
+try:
+    import typer
+except ImportError:  # an extra; main says so
+    typer = None
+
+DIGITS = "digits"
+
+
+def read_data(data: str, image_size: int, channels: int) -> Tensor:
+    """The images of an option; what was skipped in a folder, and what is odd about the values, is told on stderr."""
+    if data == DIGITS:
+        return load_digits()
+
+    def report(line: str) -> None:
+        typer.echo(f"ncsn-fast: {line}", err=True)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataRangeWarning)
+        images = load_images(data, image_size, channels, report=report)
+    for warning in caught:
+        report(str(warning.message))
+    return images
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """The options that were on the command line."""
+    return {
+        name
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of an option; ValueError if there is none of that name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}'
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {name!r}')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def integers(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of an option such as ``1,2,4``; ValueError if they are none."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{name} must be integers with commas, got {text!r}") from error

@@ -1,0 +1,164 @@
+"""The command ``ncsn-fast sample``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..sampling import samplers
+from ..sampling import to_folder as sharded
+from ..training.checkpoints import load_model
+from .options import choose_device
+from .output import FILES, GRID, STRIP, check_pictures, write_pictures, writer
+
+try:
+    import typer
+except ImportError:  # an extra; main says so
+    typer = None
+
+
+def sample_command(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run, a checkpoint file, or a save_pretrained folder."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Picture (.png), arrays (.npy, .npz), or a folder, which resumes."),
+    ] = Path("samples.png"),
+    weights: Annotated[
+        Literal["ema", "last"],
+        typer.Option(help="Of a run: the moving average, or the weights of the last step."),
+    ] = "ema",
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many images.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 256,
+    sampler: Annotated[
+        Literal["ald", "cas", "pc"],
+        typer.Option(help="Annealed Langevin, consistent annealed, predictor-corrector."),
+    ] = "ald",
+    steps: Annotated[int, typer.Option(help="Steps at each noise level.")] = 20,
+    step_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Step size at the last level; not of pc.",
+            show_default="its sigma squared, of ald 0.2 x that",
+        ),
+    ] = None,
+    snr: Annotated[
+        float | None,
+        typer.Option(help="Signal-to-noise ratio of pc's corrector.", show_default="0.16"),
+    ] = None,
+    predictor: Annotated[
+        Literal["reverse_diffusion", "ancestral"] | None,
+        typer.Option(help="Of pc.", show_default="reverse_diffusion"),
+    ] = None,
+    denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
+    clip: Annotated[
+        bool, typer.Option(help="Clamp to [-1, 1] after every step of ald, not only at the end.")
+    ] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Height and width.", show_default="that of the training images"),
+    ] = None,
+    file_format: Annotated[
+        Literal["png", "npz"],
+        typer.Option("--format", help="In a folder: a PNG an image, or an .npz a batch."),
+    ] = "png",
+    grid: Annotated[
+        Path | None, typer.Option(help=f"Also a picture of the first {GRID} images.")
+    ] = None,
+    strip: Annotated[
+        Path | None, typer.Option(help=f"Also a picture of {STRIP} images after each level.")
+    ] = None,
+    gif: Annotated[
+        Path | None, typer.Option(help=f"Also a GIF of the first {GRID} images, level by level.")
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="The network in bfloat16 autocast; the state in float32.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="The network by torch.compile.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+) -> None:
+    """Draw images from a trained network. Into a folder: by all processes of torchrun, and where it was stopped.
+
+    torchrun --nproc-per-node 4 -m ncsn_fast sample RUN -n 50000 --out FOLDER
+    """
+    with sharded.processes() as (rank, world):
+        where = choose_device(device)
+        if world > 1 and where == torch.device("cuda"):
+            local = int(os.environ["LOCAL_RANK"])
+            where = torch.device("cuda", local % torch.cuda.device_count())
+        one_file = out.suffix.lower() in FILES
+        if world > 1 and one_file:
+            raise ValueError(f"several processes draw into a folder, but --out is {out}")
+        given = {"step_lr": step_lr, "snr": snr, "predictor": predictor}
+        samplers.check_options(sampler, given)
+        if clip and not samplers.SAMPLERS[sampler].clips_every_step:
+            raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
+        write = writer(out, file_format)
+        check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
+        model, size = load_model(source, where, weights=weights)
+        if image_size is None and size is None:
+            raise ValueError(f"{source} does not say how large its images are: give --image-size")
+        shape = size if image_size is None else image_size
+        model = model.to(memory_format=torch.channels_last)
+        options: dict[str, Any] = {"n_steps_each": steps, "clip": clip, "denoise": denoise}
+        options |= {"seed": seed}
+        sigmas = model.sigmas.tolist()
+        if not all(sigma > 0 for sigma in sigmas):
+            raise ValueError(f"{source} has no noise levels: set_sigmas before it is saved")
+        options |= {"sampler": sampler, **samplers.own_options(sampler, sigmas, given)}
+        settings = {
+            "weights": "" if one_file else sharded.fingerprint(model),
+            "image_size": shape,
+            "bf16": bf16,
+            **options,
+        }
+        if compiled:
+            model.compile()
+        autocast = torch.autocast(where.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+        def draw(begin: int, count: int, **more: Any) -> Tensor:
+            with autocast:
+                images = model.sample(count, shape, sample_offset=begin, **options, **more)
+            return images.clamp(-1, 1).cpu()
+
+        frames: list[Tensor] = []
+
+        def keep(level: int, x: Tensor) -> None:
+            frames.append(x[:GRID].cpu())
+
+        watch = {} if strip is None and gif is None else {"callback": keep}
+        if one_file:
+            first = draw(0, min(batch, n), **watch)
+            rest = [draw(begin, min(batch, n - begin)) for begin in range(batch, n, batch)]
+            images = torch.cat([first, *rest])
+            write(images)
+        else:
+            sharded.sample_to_folder(
+                lambda begin, count: draw(begin, count, verbose=False),
+                out,
+                n,
+                batch,
+                settings,
+                file_format=file_format,
+                rank=rank,
+                world=world,
+                say=functools.partial(typer.echo, err=True),
+            )
+            if rank > 0:
+                return
+            # Anew: another process may have drawn them, or this one long ago.
+            wanted = grid is not None or watch
+            images = draw(0, min(n, batch, GRID), **watch) if wanted else None
+        write_pictures(images, frames, [*sigmas, 0.0], grid, strip, gif)
+        typer.echo(f"{n} images: {out}")

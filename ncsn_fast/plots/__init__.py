@@ -1,0 +1,36 @@
+"""Figures and pictures: grids of images, films of a chain, score fields, losses.
+
+Belongs here: the names that users import. Does not belong here: figures by matplotlib (``figures.py``), images by
+pillow (``pictures.py``).
+"""
+
+from __future__ import annotations
+
+from .figures import (
+    compare,
+    errors,
+    images,
+    ladder,
+    loss_curve,
+    perturbed,
+    running_mean,
+    score_fields,
+    trajectories,
+)
+from .pictures import annealing_strip, image_grid, save_gif, side_by_side
+
+__all__ = [
+    "annealing_strip",
+    "compare",
+    "errors",
+    "image_grid",
+    "images",
+    "ladder",
+    "loss_curve",
+    "perturbed",
+    "running_mean",
+    "save_gif",
+    "score_fields",
+    "side_by_side",
+    "trajectories",
+]
