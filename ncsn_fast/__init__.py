@@ -14,6 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from . import ops
+from .models.base import ScoreModel, load_pretrained
 from .models.config import NCSNConfig
 from .models.ncsn import NCSN
 from .models.small import ScoreCNN, ScoreMLP
@@ -26,7 +27,9 @@ __all__ = [
     "NCSNConfig",
     "ScoreCNN",
     "ScoreMLP",
+    "ScoreModel",
     "__version__",
+    "load_pretrained",
     "ops",
     "set_backend",
     "use_backend",
