@@ -90,7 +90,9 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         """
         self.check_data(x)
         if self.conditioned_on == LABEL:
-            return check_labels(self, condition, len(x))
+            return check_labels(
+                self, condition, x.shape[0]
+            )  # len(x) would fix it in an exported graph
         return check_sigma(x, condition)
 
     def check_data(self, x: Tensor) -> None:
