@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from . import figures as plots
-from .contests import COMPILE, EAGER, NETWORK, SAMPLE, contests_of, device_title, telling
+from .comparisons import (
+    COMPILE,
+    EAGER,
+    NETWORK,
+    SAMPLE,
+    comparisons_of,
+    device_title,
+    representative,
+)
 from .report import (
     GROWTH,
     case_table,
-    drawable,
     growth_tables,
     load_runs,
+    pictures_of,
     plain,
     speedup_cell,
     summary_table,
@@ -130,14 +138,14 @@ def langevin(sources: Sources) -> str:
     """The Langevin step on a CPU: eager's time, and how many times as fast the others are."""
     parts = []
     for name, run in sources.runs.items():
-        found = contests_of(r for r in run.results if r.group == "langevin_step_")
+        found = comparisons_of(r for r in run.results if r.group == "langevin_step_")
         if found and found[0].case.device == "cpu":
             rows = []
-            for contest in found:
-                eager, others = contest.best(EAGER), (COMPILE, "native")
-                gains = [speedup_cell(contest.best(other), eager) for other in others]
+            for comparison in found:
+                eager, others = comparison.best(EAGER), (COMPILE, "native")
+                gains = [speedup_cell(comparison.best(other), eager) for other in others]
                 rows.append(
-                    [contest.case.shape, time_cell(contest.of(EAGER), layout=False), *gains]
+                    [comparison.case.shape, time_cell(comparison.of(EAGER), layout=False), *gains]
                 )
             header = "state", "eager", "torch.compile", "native"
             parts += [table(header, rows), f"({_source(name, run)}, {found[0].case.dtype})"]
@@ -156,12 +164,14 @@ SUMMARY_LEGEND = (
 
 
 def _summary_of(run: Run) -> list[str]:
-    found = telling(run.results)
-    dtypes = dict.fromkeys(contest.case.dtype for contest in found)
+    found = representative(run.results)
+    dtypes = dict.fromkeys(comparison.case.dtype for comparison in found)
     parts = []
     for dtype in dtypes:
         parts += [f"{dtype}:"] if len(dtypes) > 1 else []
-        parts += [summary_table([contest for contest in found if contest.case.dtype == dtype])]
+        parts += [
+            summary_table([comparison for comparison in found if comparison.case.dtype == dtype])
+        ]
     return parts
 
 
@@ -169,7 +179,7 @@ def _cases(wanted: Callable[[Result], bool], *, by_layout: bool = False) -> Bloc
     """A block with the table of the cases that are wanted."""
 
     def tables(run: Run) -> list[str]:
-        found = contests_of(result for result in run.results if wanted(result))
+        found = comparisons_of(result for result in run.results if wanted(result))
         return [case_table(found, by_layout=by_layout)] if found else []
 
     return lambda sources: _each_run(sources, tables, SHORT_LEGEND)
@@ -259,7 +269,7 @@ def update(
         ValueError: see :func:`fill`; or a document shows a figure that the results cannot give.
     """
     sources = Sources.load(files)
-    pictures = drawable(sources.runs)
+    pictures = pictures_of(sources.runs)
     stale: dict[Path, None] = {}
     for document in documents:
         text = document.read_text(encoding="utf-8")
@@ -275,11 +285,11 @@ def update(
                     f"{document} shows {picture.name}, which no results give; there are: {names}"
                 )
             kind, name = pictures[picture.name]
-            if plots.drawn_from(picture) != plots.fingerprint(kind, sources.runs[name]):
+            if plots.fingerprint_in(picture) != plots.fingerprint(kind, sources.runs[name]):
                 stale[picture] = None
                 if not check:
                     images.mkdir(parents=True, exist_ok=True)
-                    plots.draw(kind, sources.runs[name], picture)
+                    plots.plot(kind, sources.runs[name], picture)
     return list(stale)
 
 

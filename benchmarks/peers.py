@@ -118,9 +118,8 @@ class Compiled:
             raise WrongMode(f"mode {self.mode} compiles with {config}")
         skips = counters["inductor"]["cudagraph_skips"]
         before = graphs_and_breaks()
-        for _ in range(
-            3
-        ):  # CUDA graphs are captured in the second call and replayed from the third
+        # CUDA graphs are captured in the second call and replayed from the third.
+        for _ in range(3):
             action()
         graphs, breaks = (now - then for now, then in zip(graphs_and_breaks(), before, strict=True))
         if (graphs, breaks) != (1, 0):

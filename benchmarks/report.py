@@ -1,7 +1,7 @@
 """Markdown from results: tables, and a report of everything that files hold.
 
 Belongs here: how a cell, a table and a report look. Does not belong here: what of the results is shown
-(``contests.py``), plots (``figures.py``), the project's own documents (``documents.py``).
+(``comparisons.py``), plots (``figures.py``), the project's own documents (``documents.py``).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from . import figures as plots
-from .contests import (
+from .comparisons import (
     AXES,
     COMPILE,
     EAGER,
     SAMPLE,
     UNSTEADY,
-    Contest,
+    Comparison,
     Series,
-    contests_of,
+    comparisons_of,
     device_title,
     digits,
     duration,
@@ -131,18 +131,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) 
     return "\n".join(f"| {text} |" for text in lines)
 
 
-def case_table(cases: Sequence[Contest], *, by_layout: bool = False) -> str:
+def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
     """A line for each case, or for each layout of each case."""
     peers = [EAGER, COMPILE]
-    for contest in cases:
-        peers += [name for name in contest.our_families if name not in peers]
+    for comparison in cases:
+        peers += [name for name in comparison.our_families if name not in peers]
     header = ["", "shape", "dtype", "layout"]
     header += [*peers, "vs eager", "vs compile", "rate (of limit)", "peak memory (eager)"]
     rows = []
-    for contest in cases:
-        case, eager, compiled = contest.case, contest.best(EAGER), contest.best(COMPILE)
-        for layout in dict.fromkeys(r.layout if by_layout else None for r in contest.results):
-            ours = contest.ours(layout)
+    for comparison in cases:
+        case, eager, compiled = comparison.case, comparison.best(EAGER), comparison.best(COMPILE)
+        for layout in dict.fromkeys(r.layout if by_layout else None for r in comparison.results):
+            ours = comparison.ours(layout)
             rows.append(
                 [
                     case.name,
@@ -151,7 +151,7 @@ def case_table(cases: Sequence[Contest], *, by_layout: bool = False) -> str:
                     LAYOUTS.get(layout, layout or ""),
                     *(
                         time_cell(
-                            contest.of(name, layout=layout),
+                            comparison.of(name, layout=layout),
                             layout=not by_layout,
                         )
                         for name in peers
@@ -165,24 +165,26 @@ def case_table(cases: Sequence[Contest], *, by_layout: bool = False) -> str:
     return table(header, rows, texts=4)
 
 
-def summary_table(cases: Sequence[Contest]) -> str:
+def summary_table(cases: Sequence[Comparison]) -> str:
     """A line for each work: our speed-ups at its smallest and at its largest batch."""
-    works: dict[str, list[Contest]] = {}
-    for contest in cases:
-        works.setdefault(f"`{contest.case.group}` {contest.case.name}", []).append(contest)
+    works: dict[str, list[Comparison]] = {}
+    for comparison in cases:
+        works.setdefault(f"`{comparison.case.group}` {comparison.case.name}", []).append(comparison)
     ends = [
         (work, (found[0], found[-1] if len(found) > 1 else None)) for work, found in works.items()
     ]
     header = ["", *(2 * ["batch", "vs eager", "vs compile"])]
-    rows = [[work, *(cell for contest in pair for cell in _gains(contest))] for work, pair in ends]
+    rows = [
+        [work, *(cell for comparison in pair for cell in _gains(comparison))] for work, pair in ends
+    ]
     return table(header, rows)
 
 
-def _gains(contest: Contest | None) -> tuple[str, str, str]:
-    if contest is None:
+def _gains(comparison: Comparison | None) -> tuple[str, str, str]:
+    if comparison is None:
         return ABSENT, ABSENT, ABSENT
-    ours, n = contest.ours(), str(variables(contest.case)["batch"])
-    return n, *(speedup_cell(ours, contest.best(name)) for name in (EAGER, COMPILE))
+    ours, n = comparison.ours(), str(variables(comparison.case)["batch"])
+    return n, *(speedup_cell(ours, comparison.best(name)) for name in (EAGER, COMPILE))
 
 
 def growth_table(series: Series) -> str:
@@ -233,7 +235,7 @@ def render(runs: Mapping[str, Run], figures: Mapping[str, Sequence[Path]]) -> st
 def _one_run(name: str, run: Run, pictures: Sequence[Path]) -> list[str]:
     if not run.results:
         return [f"## `{name}`", "This file holds no results."]
-    cases = contests_of(run.results)
+    cases = comparisons_of(run.results)
     parts = [f"## `{name}`: {plain(device_title(run))}", _facts(run)]
     parts += [f"**Warning:** {plain(warning)}" for warning in run.warnings]
     parts += [_in_short(run, cases)]
@@ -267,7 +269,7 @@ def _facts(run: Run) -> str:
     return table(("", ""), ([key, plain(fact)] for key, fact in facts.items() if fact), texts=2)
 
 
-def _in_short(run: Run, cases: Sequence[Contest]) -> str:
+def _in_short(run: Run, cases: Sequence[Comparison]) -> str:
     count = Counter(result.status for result in run.results)
     kinds = ", ".join(f"{n} {status}" for status, n in count.items())
     lines = [f"Cases: {len(cases)}. Rows: {len(run.results)} ({kinds})."]
@@ -282,11 +284,11 @@ def _in_short(run: Run, cases: Sequence[Contest]) -> str:
     return " ".join(lines)
 
 
-def _not_timed(cases: Sequence[Contest]) -> str:
+def _not_timed(cases: Sequence[Comparison]) -> str:
     """A line for each case, status and reason, with the peers it holds for."""
     lines: dict[tuple[str, ...], list[str]] = {}
-    for contest in cases:
-        for r in contest.results:
+    for comparison in cases:
+        for r in comparison.results:
             if r.status in (WRONG, FAILED, NOT_RUN):
                 parts = (r.group, r.name, r.shape, r.dtype, r.setting)
                 case = " ".join(part for part in parts if part)
@@ -335,8 +337,8 @@ def write(files: Sequence[Path], out: Path) -> list[Path]:
     runs = load_runs(files)
     out.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, list[Path]] = {}
-    for picture, (kind, name) in drawable(runs).items():
-        drawn.setdefault(name, []).append(plots.draw(kind, runs[name], out / picture))
+    for picture, (kind, name) in pictures_of(runs).items():
+        drawn.setdefault(name, []).append(plots.plot(kind, runs[name], out / picture))
     report = out / "report.md"
     beside = {name: [Path(path.name) for path in paths] for name, paths in drawn.items()}
     report.write_text(render(runs, beside), encoding="utf-8")
@@ -358,7 +360,7 @@ def load_runs(files: Iterable[Path]) -> dict[str, Run]:
     return dict(sorted(runs.items(), key=order))
 
 
-def drawable(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
+def pictures_of(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
     """Names of pictures, with the kind of figure and the run of each."""
     return {
         f"{kind}-{name}.png": (kind, name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ncsn_fast.benchmarks import contests, documents, figures, report
+from ncsn_fast.benchmarks import comparisons, documents, figures, report
 from ncsn_fast.benchmarks.results import Result, Run, save
 
 ROW = Result(
@@ -127,7 +127,7 @@ def lines(text: str) -> list[str]:
 
 
 def test_a_case_shows_the_fastest_layout_and_mode_of_each_peer():
-    header, _, case = lines(report.case_table(contests.contests_of(norm())))
+    header, _, case = lines(report.case_table(comparisons.comparisons_of(norm())))
     columns = "shape|dtype|eager|compile|native|vs eager|vs compile|rate (of limit)"
     assert header == columns + "|peak memory (eager)"
     times = "1 ms ±0.02 NCHW|500 µs ±10 NHWC max-autotune|250 µs ±5 NHWC"
@@ -135,26 +135,26 @@ def test_a_case_shows_the_fastest_layout_and_mode_of_each_peer():
 
 
 def test_by_layout_ours_is_compared_with_the_fastest_of_either_layout():
-    _, _, nchw, nhwc = lines(report.case_table(contests.contests_of(norm()), by_layout=True))
+    _, _, nchw, nhwc = lines(report.case_table(comparisons.comparisons_of(norm()), by_layout=True))
     assert "NCHW|1 ms ±0.02|600 µs ±12|400 µs ±8|2.5x|1.2x" in nchw
     assert "NHWC|1.2 ms ±0.024|500 µs ±10 max-autotune|250 µs ±5|4.0x|2.0x" in nhwc
 
 
 def test_a_noisy_figure_is_marked_wherever_it_is_used():
     quiet, noisy = row("eager", 1000), row("native", 500, status="noisy", gb_per_s=3.0)
-    text = report.case_table(contests.contests_of([quiet, noisy]))
+    text = report.case_table(comparisons.comparisons_of([quiet, noisy]))
     assert "|1 ms ±0.02 NCHW|~500 µs ±10 NCHW|~2.0x|~3 GB/s|" in lines(text)[2]
 
 
 def test_a_loss_is_bold():
-    text = report.case_table(contests.contests_of([row("eager", 100), row("native", 200)]))
+    text = report.case_table(comparisons.comparisons_of([row("eager", 100), row("native", 200)]))
     assert "|**0.50x**|" in lines(text)[2]
 
 
 def test_the_reference_is_ours_only_where_there_is_no_kernel():
     peers = [row("eager", 400), row("reference", 100), row("native", 200)]
-    assert contests.contests_of(peers)[0].ours().peer == "native"
-    assert contests.contests_of(peers[:2])[0].ours().peer == "reference"
+    assert comparisons.comparisons_of(peers)[0].ours().peer == "native"
+    assert comparisons.comparisons_of(peers[:2])[0].ours().peer == "reference"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_rates(fields, text):
     [(0.8642, "0.864 µs"), (999.4, "999 µs"), (999.9, "1 ms"), (12345, "12.3 ms"), (2e6, "2 s")],
 )
 def test_durations(us, text):
-    assert contests.duration(us) == text
+    assert comparisons.duration(us) == text
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -394,8 +394,8 @@ def test_a_report_of_two_devices(results, tmp_path):
     held = documents.Sources.load(results.glob("*.json")).runs
     for path in written[1:]:
         kind, _, name = path.stem.partition("-")
-        assert figures.drawn_from(path) == figures.fingerprint(kind, held[name])
-    assert len({figures.drawn_from(path) for path in written[1:]}) == len(expected) - 1
+        assert figures.fingerprint_in(path) == figures.fingerprint(kind, held[name])
+    assert len({figures.fingerprint_in(path) for path in written[1:]}) == len(expected) - 1
 
 
 def test_files_that_hold_no_results_or_share_a_name_are_refused(results, tmp_path):
@@ -462,7 +462,7 @@ def test_a_fingerprint_is_of_what_is_drawn():
 
 def test_a_figure_without_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing for the figure 'sampling'"):
-        figures.draw("sampling", run(norm()), tmp_path / "x.png")
+        figures.plot("sampling", run(norm()), tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("kind", ["speedup", "roofline"])
@@ -470,12 +470,12 @@ def test_figures_of_many_dtypes_losses_and_noise_are_drawn(kind, tmp_path):
     pytest.importorskip("matplotlib")
     other = norm(dtype="bfloat16", status="noisy", gb_per_s=90.0, limit_share=3.6)
     loss = [row("eager", 100, group="x"), row("a stranger", 300, group="x", setting="odd")]
-    path = figures.draw(kind, run([*norm(), *other, *loss]), tmp_path / f"{kind}.png")
-    assert path.read_bytes().startswith(b"\x89PNG") and figures.drawn_from(path)
+    path = figures.plot(kind, run([*norm(), *other, *loss]), tmp_path / f"{kind}.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and figures.fingerprint_in(path)
 
 
 def test_a_picture_of_another_origin_carries_no_hash(tmp_path):
     image = pytest.importorskip("PIL.Image")
     image.new("L", (2, 2)).save(tmp_path / "x.png")
-    assert figures.drawn_from(tmp_path / "x.png") is None
-    assert figures.drawn_from(tmp_path / "absent.png") is None
+    assert figures.fingerprint_in(tmp_path / "x.png") is None
+    assert figures.fingerprint_in(tmp_path / "absent.png") is None
