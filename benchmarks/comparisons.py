@@ -1,4 +1,4 @@
-"""Results as comparisons: peers of a case by family, representative cases, series in which one thing varies, numbers as text.
+"""Results as comparisons: peers of a case by family, representative cases, series of cases, numbers as text.
 
 Belongs here: what tables and plots have in common. Does not belong here: how either looks.
 """

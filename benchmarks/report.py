@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ncsn_fast.files import write_atomically
+
 from . import figures as plots
 from .comparisons import (
     AXES,
@@ -46,7 +48,8 @@ LEGEND = f"""\
 - *eager* is PyTorch as it is, *compile* is `torch.compile` (its mode is named unless it is the default), *native* and
   *triton* are kernels of this library, *ncsn_fast* is its network with the fastest of them, *reference* is its plain
   PyTorch, shown where there is no kernel.
-- NCHW is the contiguous layout, NHWC is channels_last. Of each peer the faster layout, and the fastest mode, is shown.
+- NCHW is the contiguous layout, NHWC is channels_last. Operators have a line for each layout; elsewhere, and in the
+  speed-ups, the faster layout of each peer counts. Of several modes the fastest is shown.
 - *vs eager*, *vs compile*: how many times as fast the fastest of ours is as the fastest eager or compiled peer.
   **Bold**: ours is slower.
 - *rate (of limit)*: of ours, the bytes that must be moved at the least (B/s), or the operations of the direct algorithm
@@ -165,19 +168,19 @@ def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
     return table(header, rows, texts=4)
 
 
-def summary_table(cases: Sequence[Comparison]) -> str:
-    """A line for each work: our speed-ups at its smallest and at its largest batch."""
-    works: dict[str, list[Comparison]] = {}
-    for comparison in cases:
-        works.setdefault(f"`{comparison.case.group}` {comparison.case.name}", []).append(comparison)
-    ends = [
-        (work, (found[0], found[-1] if len(found) > 1 else None)) for work, found in works.items()
-    ]
-    header = ["", *(2 * ["batch", "vs eager", "vs compile"])]
-    rows = [
-        [work, *(cell for comparison in pair for cell in _gains(comparison))] for work, pair in ends
-    ]
-    return table(header, rows)
+def summary_table(groups: Mapping[str, Sequence[Comparison]]) -> str:
+    """A line for each work: our speed-ups at its smallest and at its largest batch; the groups under their names."""
+    rows = []
+    for name, cases in groups.items():
+        works: dict[str, list[Comparison]] = {}
+        for comparison in cases:
+            work = f"`{comparison.case.group}` {comparison.case.name}"
+            works.setdefault(work, []).append(comparison)
+        rows.append([f"**{name}**", *(6 * [""])])
+        for work, found in works.items():
+            ends = found[0], found[-1] if len(found) > 1 else None
+            rows.append([work, *(cell for comparison in ends for cell in _gains(comparison))])
+    return table(["", *(2 * ["batch", "vs eager", "vs compile"])], rows)
 
 
 def _gains(comparison: Comparison | None) -> tuple[str, str, str]:
@@ -245,7 +248,7 @@ def _one_run(name: str, run: Run, pictures: Sequence[Path]) -> list[str]:
         for i, group in enumerate(groups):
             parts += [f"### {title}"] if i == 0 else []
             found = [c for c in cases if (c.case.suite, c.case.group) == (suite, group)]
-            parts += [f"#### `{group}`", case_table(found)]
+            parts += [f"#### `{group}`", case_table(found, by_layout=suite == "ops")]
     growth = growth_tables(run)
     parts += ["### Growth", GROWTH, *growth] if growth else []
     return [*parts, "### Wrong, failed and not run", _not_timed(cases)]
@@ -336,13 +339,13 @@ def write(files: Sequence[Path], out: Path) -> list[Path]:
     """
     runs = load_runs(files)
     out.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, list[Path]] = {}
+    pictures: dict[str, list[Path]] = {}
     for picture, (kind, name) in pictures_of(runs).items():
-        drawn.setdefault(name, []).append(plots.plot(kind, runs[name], out / picture))
+        pictures.setdefault(name, []).append(plots.plot(kind, runs[name], out / picture))
     report = out / "report.md"
-    beside = {name: [Path(path.name) for path in paths] for name, paths in drawn.items()}
-    report.write_text(render(runs, beside), encoding="utf-8")
-    return [report, *(path for paths in drawn.values() for path in paths)]
+    beside = {name: [Path(path.name) for path in paths] for name, paths in pictures.items()}
+    write_atomically(report, render(runs, beside).encode())
+    return [report, *(path for paths in pictures.values() for path in paths)]
 
 
 def load_runs(files: Iterable[Path]) -> dict[str, Run]:
@@ -361,7 +364,7 @@ def load_runs(files: Iterable[Path]) -> dict[str, Run]:
 
 
 def pictures_of(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
-    """Names of pictures, with the kind of figure and the run of each."""
+    """Names of pictures, each with the kind of its figure and the name of its run."""
     return {
         f"{kind}-{name}.png": (kind, name)
         for name, run in runs.items()
