@@ -20,8 +20,8 @@ from typing import Any
 from ncsn_fast.files import write_atomically
 
 from . import figures as plots
-from .comparisons import NETWORK, SAMPLE, device_title, representative
-from .report import case_table, load_runs, pictures_of, plain, render, summary_table, table
+from .comparisons import NETWORK, SAMPLE, Comparison, device_title, representative
+from .report import load_runs, pictures_of, plain, render, short_table, summary_table, table
 from .results import Result, Run
 
 # --- blocks ---------------------------------------------------------------------------------------
@@ -127,49 +127,70 @@ def points(sources: Sources) -> str:
     return "\n\n".join(parts) or "Not measured yet."
 
 
-def summary(sources: Sources) -> str:
-    """One table of our speed-ups on every device, at the smallest and the largest batch of each work."""
-    measured = {name: run for name, run in sources.runs.items() if run.results}
-    devices: dict[str, list[Result]] = {}
-    for run in measured.values():
-        shown = (r for r in run.results if r.suite != "model" or r.group == NETWORK)
-        devices.setdefault(device_title(run), []).extend(shown)
-    groups = {}
-    for device, results in devices.items():
-        found = sorted(representative(results), key=lambda c: SUMMARY_ORDER.index(c.case.suite))
-        for dtype in dict.fromkeys(comparison.case.dtype for comparison in found):
-            cases = [comparison for comparison in found if comparison.case.dtype == dtype]
-            groups[f"{plain(device)}, {dtype}"] = cases
-    if not groups:
-        return NOT_MEASURED
-    links = ", ".join(sources.link(name) for name in measured)
-    return f"{summary_table(groups)}\n\n{SUMMARY_LEGEND}\nAll cases: {links}."
+@dataclass(frozen=True)
+class _Device:
+    """What was measured on a device: representative cases, and the files that hold them."""
+
+    title: str
+    files: dict[str, Run]
+    cases: list[Comparison]
+
+    @property
+    def facts(self) -> str:
+        rows = [run.results[0] for run in self.files.values()]
+        versions, dates = sorted({r.torch for r in rows}), sorted({r.date for r in rows})
+        return f"{self.title}, torch {', '.join(versions)}, {', '.join(dates)}"
 
 
-SUMMARY_ORDER = ("model", "train", "sample", "ops")
-SUMMARY_LEGEND = (
-    "Images of 32x32, operators of 128 channels. Of eager PyTorch the faster memory layout counts, of `torch.compile` "
-    "the fastest layout and mode. **Bold**: ours is slower; `~`: a noisy figure."
-)
+def _devices(sources: Sources, wanted: Callable[[Result], bool]) -> list[_Device]:
+    """Each device with the cases that are wanted, in the order of SUITES."""
+    files: dict[str, dict[str, Run]] = {}
+    for name, run in sources.runs.items():
+        if run.results:
+            files.setdefault(plain(device_title(run)), {})[name] = run
+    devices = []
+    for title, runs in files.items():
+        cases = representative(r for run in runs.values() for r in run.results if wanted(r))
+        cases.sort(key=lambda comparison: SUITES.index(comparison.case.suite))
+        used = {n: run for n, run in runs.items() if any(wanted(r) for r in run.results)}
+        devices.append(_Device(title, used, cases))
+    return devices
+
+
+SUITES = ("model", "train", "sample", "ops")
 NOT_MEASURED = "Not measured yet on any device."
 
 
+def summary(sources: Sources) -> str:
+    """One table of our speed-ups on every device, at the smallest and the largest batch of each work."""
+    groups, files = {}, []
+    for device in _devices(sources, lambda r: r.suite != "model" or r.group == NETWORK):
+        files += device.files
+        for dtype in dict.fromkeys(comparison.case.dtype for comparison in device.cases):
+            cases = [comparison for comparison in device.cases if comparison.case.dtype == dtype]
+            groups[f"{device.title}, {dtype}"] = cases
+    if not groups:
+        return NOT_MEASURED
+    links = ", ".join(sources.link(name) for name in files)
+    return f"{summary_table(groups)}\n\n{SUMMARY_LEGEND}\nAll cases: {links}."
+
+
+SUMMARY_LEGEND = """\
+Images of 32x32, operators of 128 channels. Of eager PyTorch the faster memory layout counts, of `torch.compile` the
+fastest layout and mode. **Bold**: ours is slower; `~`: a noisy figure."""
+
+
 def _cases(wanted: Callable[[Result], bool]) -> Block:
-    """A block with the cases that are wanted, of each work the smallest and the largest batch."""
+    """A block with a table for each device: the cases that are wanted."""
 
     def block(sources: Sources) -> str:
-        parts, measured, devices = [], set(), {}
-        for name, run in sources.runs.items():
-            device = plain(device_title(run)) if run.results else f"`{name}`"
-            devices[device] = None
-            found = representative(result for result in run.results if wanted(result))
-            if found:
-                measured.add(device)
-                row = run.results[0]
-                facts = f"{device}, torch {row.torch}, commit {row.commit}, {row.date}"
-                parts += [case_table(found), f"({facts}; all cases: {sources.link(name)})"]
-        missing = (device for device in devices if device not in measured)
-        parts += [f"Not measured yet on {device}." for device in missing]
+        parts = []
+        for device in _devices(sources, wanted):
+            if device.cases:
+                links = ", ".join(sources.link(name) for name in device.files)
+                parts += [short_table(device.cases), f"({device.facts}; all cases: {links})"]
+            else:
+                parts += [f"Not measured yet on {device.title}."]
         return "\n\n".join(parts) or NOT_MEASURED
 
     return block
@@ -180,12 +201,8 @@ BLOCKS: dict[str, Block] = {
     "demo": demo,
     "points": points,
     "summary": summary,
-    "norm": _cases(lambda r: r.group == "cond_instance_norm_elu"),
-    "pool": _cases(lambda r: r.group == "max_pool5"),
-    "conv": _cases(lambda r: r.group == "norm_elu_conv3x3"),
-    "langevin": _cases(lambda r: r.group == "langevin_step_"),
-    "network": _cases(lambda r: r.suite == "model"),
-    "training": _cases(lambda r: r.suite == "train"),
+    "operators": _cases(lambda r: r.suite == "ops"),
+    "network": _cases(lambda r: r.suite in ("model", "train")),
     "sampling": _cases(lambda r: r.suite == SAMPLE),
 }
 

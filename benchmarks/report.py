@@ -82,6 +82,12 @@ def time_cell(results: Sequence[Result], *, layout: bool = True) -> str:
     return time_text(best) + (f" {_layout(best)}" if layout else "") + mode
 
 
+def short_time_cell(results: Sequence[Result]) -> str:
+    """The time of the fastest of them alone; if none has a time, why."""
+    best = fastest(results)
+    return mark(best) + duration(best.median_us) if best else time_cell(results)
+
+
 def speedup_cell(ours: Result | None, other: Result | None) -> str:
     """Such as 2.6x; bold if slower."""
     gain = speedup(ours, other)
@@ -166,6 +172,21 @@ def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
                 ]
             )
     return table(header, rows, texts=4)
+
+
+def short_table(cases: Sequence[Comparison]) -> str:
+    """A line for each case, without spreads, layouts and modes, which :func:`case_table` has."""
+    header = ["", "shape", "dtype", EAGER, COMPILE, "ours", "vs eager", "vs compile"]
+    rows = []
+    for comparison in cases:
+        case, ours = comparison.case, comparison.ours()
+        peers = ((EAGER,), (COMPILE,), comparison.our_families)
+        times = (short_time_cell(comparison.of(*families)) for families in peers)
+        gains = (speedup_cell(ours, comparison.best(name)) for name in (EAGER, COMPILE))
+        rates = rate_cell(ours), memory_cell(ours, comparison.best(EAGER))
+        dtype = f"{case.dtype} {case.setting}".strip()
+        rows.append([f"`{case.group}` {case.name}", case.shape, dtype, *times, *gains, *rates])
+    return table([*header, "rate (of limit)", "memory (eager)"], rows, texts=3)
 
 
 def summary_table(groups: Mapping[str, Sequence[Comparison]]) -> str:

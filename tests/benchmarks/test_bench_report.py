@@ -231,31 +231,30 @@ def block(name: str, text: str = "") -> str:
 
 def test_fill_changes_blocks_alone_and_is_idempotent():
     stale = "stale\n"
-    text = f"before `<!-- begin x -->`\n\n{block('norm', stale)}\nafter\n"
+    text = f"before `<!-- begin x -->`\n\n{block('operators', stale)}\nafter\n"
     once = documents.fill(text, sources(*norm()))
-    assert once.startswith("before `<!-- begin x -->`\n\n<!-- begin norm -->\n|  | shape |")
-    assert once.endswith("<!-- end norm -->\nafter\n") and "stale" not in once
-    assert "(Some CPU, 2 threads, torch 2.13.0, commit 0123456789ab, 2026-01-02" in once
+    assert once.startswith("before `<!-- begin x -->`\n\n<!-- begin operators -->\n|  | shape |")
+    assert once.endswith("<!-- end operators -->\nafter\n") and "stale" not in once
+    assert "(Some CPU, 2 threads, torch 2.13.0, 2026-01-02" in once
     assert "; all cases: [cpu](results/cpu.md))" in once
     assert documents.fill(once, sources(*norm())) == once
 
 
 def test_an_unknown_block_is_refused_with_those_that_are_known():
-    with pytest.raises(ValueError, match="'norms'.*demo, points, summary, norm"):
+    with pytest.raises(ValueError, match="'norms'.*demo, points, summary, operators"):
         documents.fill(block("norms"), documents.Sources())
-    with pytest.raises(ValueError, match="'norm' does not end"):
-        documents.fill("<!-- begin norm -->\n", documents.Sources())
-    with pytest.raises(ValueError, match="'norm' does not end"):
-        documents.fill(f"<!-- begin norm -->\n{block('norm')}", documents.Sources())
+    with pytest.raises(ValueError, match="'network' does not end"):
+        documents.fill("<!-- begin network -->\n", documents.Sources())
+    with pytest.raises(ValueError, match="'network' does not end"):
+        documents.fill(f"<!-- begin network -->\n{block('network')}", documents.Sources())
 
 
 @pytest.mark.parametrize("name", documents.BLOCKS)
-@pytest.mark.parametrize("results", [None, [], [row(group="other")]])
+@pytest.mark.parametrize("results", [None, []])
 def test_a_block_without_cases_says_so_in_a_line(name, results):
     held = sources() if results is None else sources(cpu=results)
     text = documents.BLOCKS[name](held)
-    if (name, bool(results)) != ("summary", True):  # which takes any operator
-        assert text.startswith("Not measured yet") and "\n" not in text
+    assert text.startswith("Not measured yet") and "\n" not in text
 
 
 def test_the_demo_block():
@@ -302,21 +301,36 @@ def test_the_summary_is_one_table_with_the_ends_of_the_batches_of_each_work_on_e
 def test_other_blocks_show_the_smallest_and_the_largest_batch_of_their_works():
     held = sources(
         *(r for n in (1, 8, 32) for r in norm(shape=f"{n}x128x32x32")),
-        *norm(group="max_pool5"),
         *norm(group="norm_elu_conv3x3", setting="dilation=4"),
-        *norm(group="langevin_step_", shape="1x3x32x32"),
-        *norm(suite="model", group="RCUBlock"),
-        *norm(**NETWORK),
         *norm(suite="train", group="training", name="step"),
-        *sampling(1, 4, 16),
+        *norm(suite="model", group="RCUBlock"),
+        network=norm(**NETWORK),
+        loops=sampling(1, 4, 16),
     )
     found = {name: lines(block(held))[2:] for name, block in documents.BLOCKS.items()}
-    assert {name: len(rows) for name, rows in found.items() if rows} == {
-        **{"summary": 8, "norm": 2, "pool": 1, "conv": 1, "langevin": 1},
-        **{"network": 2, "training": 1, "sampling": 2},
-    }
-    assert [row.split("|")[1] for row in found["norm"]] == ["1x128x32x32", "32x128x32x32"]
-    assert "float32 dilation=4" in found["conv"][0]
+    works = {n: [tuple(row.split("|")[:2]) for row in rows] for n, rows in found.items()}
+    assert works["operators"] == [
+        ("`cond_instance_norm_elu` forward", "1x128x32x32"),
+        ("`cond_instance_norm_elu` forward", "32x128x32x32"),
+        ("`norm_elu_conv3x3` forward", "8x128x32x32"),
+    ]
+    times = "1 ms|500 µs|250 µs|4.0x|2.0x|12.5 GB/s (50%)|4 MiB (12)"
+    assert found["operators"][2].endswith(f"|float32 dilation=4|{times}")
+    groups = [work.split("`")[1] for work, _ in works["network"]]
+    assert groups == ["RCUBlock", "network", "training"]
+    assert [shape for _, shape in works["sampling"]] == ["1x3x16x16", "16x3x16x16"]
+    assert "all cases: [loops](results/loops.md))" in documents.BLOCKS["sampling"](held)
+
+
+def test_a_block_tells_of_devices_without_its_cases():
+    text = documents.BLOCKS["sampling"](sources(*sampling(1), gpu=norm(**GPU)))
+    assert text.endswith("Not measured yet on Some GPU.")
+
+
+def test_a_short_table_says_why_there_is_no_time():
+    peers = [row("eager", 1000), row("compile", None, status="wrong"), row("native", None)]
+    text = report.short_table(comparisons.comparisons_of(peers))
+    assert lines(text)[2].endswith("|1 ms|wrong")
 
 
 # --- growth ---------------------------------------------------------------------------------------
@@ -428,7 +442,7 @@ def test_update_writes_what_is_out_of_date_and_check_only_tells(results, tmp_pat
     document, images = tmp_path / "docs" / "page.md", tmp_path / "docs" / "images"
     document.parent.mkdir()
     shown = "![s](images/speedup-cpu.png) ![d](images/digits.png) ![o](https://x.org/speedup-a.png)"
-    document.write_text(f"# Speed\n\n{block('norm')}\n\n{shown}\n")
+    document.write_text(f"# Speed\n\n{block('operators')}\n\n{shown}\n")
     picture = images / "speedup-cpu.png"
 
     def update(check: bool) -> list[Path]:
@@ -440,7 +454,7 @@ def test_update_writes_what_is_out_of_date_and_check_only_tells(results, tmp_pat
     assert document.read_text() == before and not images.exists() and not page.exists()
     assert update(check=False) == [document, picture, page, other]
     text = document.read_text(encoding="utf-8")
-    assert "250 µs ±5" in text and "[cpu](../results/cpu.md)" in text
+    assert "| 250 µs |" in text and "[cpu](../results/cpu.md)" in text
     assert update(check=True) == update(check=False) == []
     raw = page.read_text(encoding="utf-8")
     assert "network forward, by batch" in raw and "Some GPU" not in raw
