@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ncsn_fast import NCSN, info, ops
+from ncsn_fast import info, ops
+from ncsn_fast.models.ncsn import NCSN
 from ncsn_fast.ops import dispatch
 
 from .measure import Clock

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from ncsn_fast import use_backend
-from ncsn_fast.ops import dispatch
+from ncsn_fast.ops import dispatch, use_backend
 from ncsn_fast.ops.record import record_backends
 
 from .measure import Timed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ncsn_fast import NCSN
+from ncsn_fast.models.ncsn import NCSN
 
 from .. import plain_torch
 from ..peers import Module

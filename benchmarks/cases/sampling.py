@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ncsn_fast import NCSN, ops
+from ncsn_fast import ops
+from ncsn_fast.models.ncsn import NCSN
 from ncsn_fast.sampling import annealed_langevin
 
 from .. import plain_torch

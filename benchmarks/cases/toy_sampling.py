@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ncsn_fast import ScoreMLP
+from ncsn_fast.models.small import ScoreMLP
 from ncsn_fast.schedules import make_sigmas
 
 from .. import plain_torch
