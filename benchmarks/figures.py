@@ -1,7 +1,8 @@
 """Plots of results, each made from plain data that is picked first.
 
 Belongs here: how plots look, and the hash by which a picture knows its data. Does not belong here: what a case or a
-series is (``comparisons.py``), Markdown. matplotlib comes with an extra and is imported where used.
+series is (``comparisons.py``), Markdown. Colours, new figures and files are the package's
+(``ncsn_fast/plots/style.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ncsn_fast.plots import style
 
 from .comparisons import (
     AXES,
@@ -33,20 +36,18 @@ from .comparisons import (
 )
 from .results import NOISY, Result, Run
 
-# A colour and a marker for each family of peers, the same in all figures. The colours are Okabe and Ito's, which
-# colour-blind readers can tell apart; grey is what all are compared with.
+# A colour and a marker for each family of peers, the same in all figures; grey is what all are compared with.
 STYLES = {
-    EAGER: ("#707070", "o"),
-    COMPILE: ("#E69F00", "s"),
-    "native": ("#0072B2", "D"),
-    "triton": ("#009E73", "^"),
-    "ncsn_fast": ("#D55E00", "v"),
-    "ncsn_fast + compile": ("#CC79A7", "P"),
-    REFERENCE: ("#56B4E9", "X"),
+    EAGER: (style.GREY, "o"),
+    COMPILE: (style.ORANGE, "s"),
+    "native": (style.BLUE, "D"),
+    "triton": (style.GREEN, "^"),
+    "ncsn_fast": (style.VERMILION, "v"),
+    "ncsn_fast + compile": (style.PURPLE, "P"),
+    REFERENCE: (style.SKY, "X"),
 }
 OTHER = ("black", ".")  # a peer of no family
 HASH_KEY = "ncsn_fast data"  # in the PNG's metadata
-INSTALL = 'pip install "ncsn_fast[bench]"'
 
 # --- what each figure shows -----------------------------------------------------------------------
 
@@ -131,15 +132,7 @@ FONT = 9.5
 
 
 def _figure(height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"plots take matplotlib: {INSTALL}") from error
-    # Figure and canvas themselves: pyplot would keep state and might look for a display.
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return style.new_figure((WIDTH, height), DPI, extra="bench")
 
 
 def _heading(
@@ -346,12 +339,8 @@ def plot(name: str, run: Run, path: Path) -> Path:
     if not data:
         raise ValueError(f"these results hold nothing for the figure {name!r}")
     figure = FIGURES[name].plot(data)
-    figure.savefig(
-        path,
-        format="png",
-        metadata={HASH_KEY: fingerprint(name, run)},
-        pil_kwargs={"optimize": True},
-    )
+    metadata = {HASH_KEY: fingerprint(name, run)}
+    style.write(figure, path, metadata=metadata, pil_kwargs={"optimize": True})
     return path
 
 
