@@ -96,7 +96,7 @@ def _state(files: list[Path], base: Path) -> dict[str, Any]:
     for file in files:
         status = file.stat()
         line = f"{file.relative_to(base)}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        digest.update(line.encode(errors="surrogateescape"))
+        digest.update(line.encode(errors="surrogatepass"))
     return {"files": len(files), "digest": digest.hexdigest()[:32]}
 
 
