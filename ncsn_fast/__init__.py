@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import ops
 from .models.base import ScoreModel, load_pretrained
@@ -32,6 +34,9 @@ from .models.registry import register
 from .models.small import ScoreCNN, ScoreMLP
 from .ops import set_backend, use_backend
 
+if TYPE_CHECKING:
+    from .benchmarks.check import Row
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -49,6 +54,7 @@ __all__ = [
     "ScoreMLP",
     "ScoreModel",
     "__version__",
+    "check",
     "load_official",
     "load_pretrained",
     "ops",
@@ -58,7 +64,15 @@ __all__ = [
     "use_backend",
 ]
 
-# Modules of 0.1 that have moved into rooms: an import by the old name gives the new module.
+
+def check(devices: Sequence[str] | None = None) -> list[Row]:
+    """Compare every kernel with the reference on this machine: :func:`ncsn_fast.benchmarks.check.check`."""
+    from .benchmarks import check as module  # which takes a second to import
+
+    return module.check(devices)
+
+
+# Modules that have moved into rooms: an import by the old name gives the new module.
 _MOVED = {
     "checkpoints": "training.checkpoints",
     "config": "models.config",
