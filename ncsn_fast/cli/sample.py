@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..data.ranges import to_image_range
 from ..sampling import samplers
 from ..sampling import to_folder as sharded
 from ..training.checkpoints import load_model
@@ -63,7 +64,10 @@ def sample_command(
     ] = None,
     denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
     clip: Annotated[
-        bool, typer.Option(help="Clamp to [-1, 1] after every step of ald, not only at the end.")
+        bool,
+        typer.Option(
+            help="Clamp to the data's range after every step of ald, not only at the end."
+        ),
     ] = False,
     image_size: Annotated[
         int | None,
@@ -109,6 +113,13 @@ def sample_command(
         write = writer(out, file_format)
         check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
         model, size = load_model(source, where, weights=weights)
+        expected = model.data_range
+        if len(model.sample_shape) != 3 or expected is None:
+            what = "logits" if len(model.sample_shape) == 3 else "points"
+            raise ValueError(
+                f"{source} is of a {type(model).__name__} of {what}, and this command writes images: in Python, "
+                "load_model(path)[0].sample(n)"
+            )
         if image_size is None and size is None:
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
@@ -116,7 +127,7 @@ def sample_command(
         options: dict[str, Any] = {"n_steps_each": steps, "clip": clip, "denoise": denoise}
         options |= {"seed": seed}
         sigmas = model.sigmas.tolist()
-        if not all(sigma > 0 for sigma in sigmas):
+        if not (sigmas and all(sigma > 0 for sigma in sigmas)):
             raise ValueError(f"{source} has no noise levels: set_sigmas before it is saved")
         options |= {"sampler": sampler, **samplers.own_options(sampler, sigmas, given)}
         settings = {
@@ -132,12 +143,12 @@ def sample_command(
         def draw(begin: int, count: int, **more: Any) -> Tensor:
             with autocast:
                 images = model.sample(count, shape, sample_offset=begin, **options, **more)
-            return images.clamp(-1, 1).cpu()
+            return to_image_range(images, expected).cpu()
 
         frames: list[Tensor] = []
 
         def keep(level: int, x: Tensor) -> None:
-            frames.append(x[:GRID].cpu())
+            frames.append(to_image_range(x[:GRID].cpu(), expected))
 
         watch = {} if strip is None and gif is None else {"callback": keep}
         if one_file:
