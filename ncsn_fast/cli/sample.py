@@ -199,6 +199,6 @@ def sample_command(
             # Anew: another process may have drawn them, or this one long ago.
             wanted = grid is not None or watch
             images = draw(0, min(n, batch, GRID), **watch) if wanted else None
-        visited = visited_sigmas(sampler, ("level",), sigmas, given)
+        visited = visited_sigmas(sampler, tuple(model.scores()), sigmas, given)
         write_pictures(images, frames, [*visited, 0.0], grid, strip, gif)
         typer.echo(f"{n} images: {out}")
