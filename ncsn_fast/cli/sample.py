@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..sampling import samplers
 from ..sampling import to_folder as sharded
-from ..sampling.run import visited_sigmas
+from ..sampling.run import callback_sigmas
 from ..training.checkpoints import load_model
 from .options import choose_device
 from .output import FILES, GRID, STRIP, check_pictures, write_pictures, writer
@@ -172,9 +172,12 @@ def sample_command(
             return images.clamp(-1, 1).cpu()
 
         frames: list[Tensor] = []
+        # Without noise it is the result, which the pictures end with in any case.
+        named = [s for s in callback_sigmas(sampler, tuple(model.scores()), sigmas, given) if s > 0]
 
         def keep(level: int, x: Tensor) -> None:
-            frames.append(x[:GRID].cpu())
+            if level < len(named):
+                frames.append(x[:GRID].cpu())
 
         watch = {} if strip is None and gif is None else {"callback": keep}
         if one_file:
@@ -199,6 +202,5 @@ def sample_command(
             # Anew: another process may have drawn them, or this one long ago.
             wanted = grid is not None or watch
             images = draw(0, min(n, batch, GRID), **watch) if wanted else None
-        visited = visited_sigmas(sampler, tuple(model.scores()), sigmas, given)
-        write_pictures(images, frames, [*visited, 0.0], grid, strip, gif)
+        write_pictures(images, frames, [*named, 0.0], grid, strip, gif)
         typer.echo(f"{n} images: {out}")

@@ -107,10 +107,13 @@ def draw(
     return drawn
 
 
-def visited_sigmas(
+def callback_sigmas(
     name: str, of: Sequence[str], sigmas: Sequence[float], options: Mapping[str, Any]
 ) -> list[float]:
-    """The noise level of each call of a callback: all of the ladder, or those that a sampler for few passes takes.
+    """The noise level to name at each call of a callback.
+
+    Of a sampler on a ladder it is the level whose steps are done. One for few passes has gone to the next level that it
+    takes, and from the last to 0.
 
     Args:
         name: of the sampler.
@@ -122,7 +125,7 @@ def visited_sigmas(
     if sampler.level_count is None:
         return list(sigmas)
     count = _level_count(sampler, own, own["passes"])
-    return _few_levels(of, sigmas, count, own["levels"])[1]
+    return [*_few_levels(of, sigmas, count, own["levels"])[1][1:], 0.0]
 
 
 def _refuse_steps(name: str, n_steps_each: int | None, denoise: bool | None) -> None:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ncsn_fast import NCSN, ScoreMLP, ops
 from ncsn_fast.data.points import GaussianMixture
@@ -24,7 +25,7 @@ from ncsn_fast.sampling import (
 )
 from ncsn_fast.sampling.engine import KNOWN_NOISE_STEPS
 from ncsn_fast.sampling.levels import spaced_levels, spaced_sigmas
-from ncsn_fast.sampling.run import visited_sigmas
+from ncsn_fast.sampling.run import callback_sigmas
 from ncsn_fast.sampling.samplers import SAMPLERS
 
 FEW = {name: known.function for name, known in SAMPLERS.items() if known.level_count is not None}
@@ -223,6 +224,27 @@ def test_inpainting(name):
 
 
 @pytest.mark.parametrize("name", FEW)
+def test_no_step_waits(name):
+    """As many reads of a tensor's value, and copies between devices, for twelve levels as for four."""
+
+    class Count(TorchDispatchMode):
+        waits = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            waiting = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default)
+            Count.waits += function in waiting
+            return function(*args, **(kwargs or {}))
+
+    def waits(levels):
+        Count.waits = 0
+        with Count():
+            run(name, lambda x, level: -x, sigmas=geometric(levels), return_intermediates=2)
+        return Count.waits
+
+    assert waits(12) == waits(4)
+
+
+@pytest.mark.parametrize("name", FEW)
 def test_callback_and_intermediates(name):
     seen = []
     x, kept = run(name, callback=lambda *what: seen.append(what), return_intermediates=1)
@@ -374,7 +396,9 @@ def test_passes_choose_levels(name, make):
     x = model.sample(2, *size, **draw, callback=lambda *what: seen.append(what))
     assert len(asked) == calls and len(seen) == levels
     of = ("level",) if make is ncsn else ("level", "sigma")
-    visited = visited_sigmas(name, of, model.sigmas.tolist(), options)
+    *left, last = callback_sigmas(name, of, model.sigmas.tolist(), options)
+    assert last == 0
+    visited = [5.0, *left]
     at = [LADDER[int(level)] for level in asked] if make is ncsn else asked
     assert sorted(set(at), reverse=True) == pytest.approx(visited, rel=1e-5)
     if make is ncsn:
@@ -383,7 +407,9 @@ def test_passes_choose_levels(name, make):
         assert visited == pytest.approx(geometric(levels, 5.0, 0.1), rel=1e-5)
     tail = model.sample(1, *size, **draw, sample_offset=1)
     torch.testing.assert_close(tail, x[1:], rtol=1e-4, atol=1e-4)
-    assert len(visited_sigmas(name, of, LADDER, {})) == 20  # without passes, the whole ladder
+    # Without passes it is the whole ladder.
+    assert callback_sigmas(name, of, LADDER, {}) == [*LADDER[1:], 0.0]
+    assert callback_sigmas("ald", of, LADDER, {}) == LADDER
 
 
 def test_spacing_and_churn_reach_the_solver():
