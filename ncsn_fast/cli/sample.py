@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.ranges import to_image_range
 from ..sampling import samplers
 from ..sampling import to_folder as sharded
+from ..sampling.run import callback_sigmas
 from ..training.checkpoints import load_model
 from .options import choose_device
 from .output import FILES, GRID, STRIP, check_pictures, write_pictures, writer
@@ -22,6 +23,8 @@ try:
     import typer
 except ImportError:  # an extra; main says so
     typer = None
+
+STEPS = 20  # at each noise level, unless told otherwise
 
 
 def sample_command(
@@ -44,7 +47,13 @@ def sample_command(
         Literal[samplers.NAMES],
         typer.Option(help=samplers.sampler_help()),
     ] = "ald",
-    steps: Annotated[int, typer.Option(help="Steps at each noise level.")] = 20,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps at each noise level; not of samplers for few passes.",
+            show_default=str(STEPS),
+        ),
+    ] = None,
     step_lr: Annotated[
         float | None,
         typer.Option(
@@ -60,6 +69,31 @@ def sample_command(
         typer.Option(
             help=samplers.option_help("predictor"),
             show_default=samplers.option_default("predictor"),
+        ),
+    ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(
+            help=samplers.option_help("passes"), show_default=samplers.option_default("passes")
+        ),
+    ] = None,
+    levels: Annotated[
+        Literal[samplers.OPTIONS["levels"].choices] | None,
+        typer.Option(
+            help=samplers.option_help("levels"), show_default=samplers.option_default("levels")
+        ),
+    ] = None,
+    churn: Annotated[
+        float | None,
+        typer.Option(
+            help=samplers.option_help("churn"), show_default=samplers.option_default("churn")
+        ),
+    ] = None,
+    corrector_steps: Annotated[
+        int | None,
+        typer.Option(
+            help=samplers.option_help("corrector_steps"),
+            show_default=samplers.option_default("corrector_steps"),
         ),
     ] = None,
     denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
@@ -106,7 +140,8 @@ def sample_command(
         one_file = out.suffix.lower() in FILES
         if world > 1 and one_file:
             raise ValueError(f"several processes draw into a folder, but --out is {out}")
-        given = {"step_lr": step_lr, "snr": snr, "predictor": predictor}
+        given = {"step_lr": step_lr, "snr": snr, "predictor": predictor, "passes": passes}
+        given |= {"levels": levels, "churn": churn, "corrector_steps": corrector_steps}
         samplers.check_options(sampler, given)
         if clip and not samplers.SAMPLERS[sampler].clips_every_step:
             raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
@@ -124,6 +159,8 @@ def sample_command(
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
         model = model.to(memory_format=torch.channels_last)
+        if steps is None and samplers.SAMPLERS[sampler].level_count is None:
+            steps = STEPS
         options: dict[str, Any] = {"n_steps_each": steps, "clip": clip, "denoise": denoise}
         options |= {"seed": seed}
         sigmas = model.sigmas.tolist()
@@ -146,9 +183,12 @@ def sample_command(
             return to_image_range(images, expected).cpu()
 
         frames: list[Tensor] = []
+        # Without noise it is the result, which the pictures end with in any case.
+        named = [s for s in callback_sigmas(sampler, tuple(model.scores()), sigmas, given) if s > 0]
 
         def keep(level: int, x: Tensor) -> None:
-            frames.append(to_image_range(x[:GRID].cpu(), expected))
+            if level < len(named):
+                frames.append(to_image_range(x[:GRID].cpu(), expected))
 
         watch = {} if strip is None and gif is None else {"callback": keep}
         if one_file:
@@ -173,5 +213,5 @@ def sample_command(
             # Anew: another process may have drawn them, or this one long ago.
             wanted = grid is not None or watch
             images = draw(0, min(n, batch, GRID), **watch) if wanted else None
-        write_pictures(images, frames, [*sigmas, 0.0], grid, strip, gif)
+        write_pictures(images, frames, [*named, 0.0], grid, strip, gif)
         typer.echo(f"{n} images: {out}")

@@ -177,10 +177,10 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         image_size: int | tuple[int, int] | None = None,
         *,
         sampler: str = "ald",
-        n_steps_each: int = 100,
+        n_steps_each: int | None = None,
         step_lr: float | None = None,
         clip: float | bool | None = None,
-        denoise: bool = False,
+        denoise: bool | None = None,
         init: Tensor | None = None,
         init_dist: str | None = None,
         seed: int | None = None,
@@ -199,13 +199,16 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
             sampler: ``"ald"``, :func:`~ncsn_fast.sampling.annealed_langevin`; ``"cas"``,
                 :func:`~ncsn_fast.sampling.consistent_annealed`; ``"pc"``,
                 :func:`~ncsn_fast.sampling.predictor_corrector`; ``"ode"``,
-                :func:`~ncsn_fast.sampling.ode.probability_flow`, of networks that take any sigma.
-            n_steps_each: steps at each level; of ``"ode"``, from each level to the next.
+                :func:`~ncsn_fast.sampling.ode.probability_flow`, of networks that take any sigma; for few ``passes``,
+                ``"euler"``, ``"heun"``, ``"dpmpp_2m"``, ``"dpmpp_2m_sde"`` or ``"ancestral"``, see
+                ``ncsn_fast.sampling.solvers``.
+            n_steps_each: steps at each level, ``None``: 100; of ``"ode"``, from each level to the next. Those for few
+                passes take none.
             step_lr: step size at the last level; ``None``: 0.2 of its variance for ``"ald"``, all of it for ``"cas"``.
                 The other samplers take none.
             clip: True: clamp to ``data_range``; a number: to ``[-clip, clip]``. With ``"ald"`` after every step if the
                 two ends are opposite, otherwise at the end. False, ``None``: not at all.
-            denoise: end with one step to the expected clean sample.
+            denoise: end with one step to the expected clean sample. Samplers for few passes always do.
             init: where to start, ``(n_samples, *sample_shape)``; not modified.
             init_dist: without ``init``, start from ``"prior"`` :math:`N(0, \sigma_1^2 I)` (``None``); with ``"ald"``
                 also from ``"normal"`` N(0, I), or ``"uniform"``, even over ``data_range``, or (-1, 1) of points.
@@ -213,7 +216,7 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
                 ``n_samples``. ``None``: drawn from torch's default CPU generator.
             sample_offset: number of the first sample: ``sample(1, ..., seed=s, sample_offset=i)`` is sample ``i``.
             options: further arguments of the sampler, such as ``snr``, ``callback`` or ``verbose``. On a GPU the steps
-                are replayed from CUDA graphs (not of ``"ode"``) unless ``cuda_graph`` is False.
+                are replayed from CUDA graphs unless ``cuda_graph`` is False.
 
         Returns:
             float32 ``(n_samples, *sample_shape)`` on the network's device, without gradient; with

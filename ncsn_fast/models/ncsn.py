@@ -157,10 +157,10 @@ class NCSN(
         n_samples: int,
         image_size: int | tuple[int, int],
         in_channels: int | None = None,
-        n_steps_each: int = 100,
+        n_steps_each: int | None = None,
         step_lr: float | None = None,
         clip: bool = True,
-        denoise: bool = False,
+        denoise: bool | None = None,
         init: Tensor | None = None,
         init_dist: str | None = None,
         verbose: bool = True,
@@ -175,6 +175,7 @@ class NCSN(
         mask: Tensor | None = None,
         return_intermediates: int | None = None,
         cuda_graph: bool | None = None,
+        **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Draw images, by annealed Langevin dynamics unless another sampler is asked for.
 
@@ -186,12 +187,13 @@ class NCSN(
             n_samples: how many images.
             image_size: height and width, or one int for both.
             in_channels: must be the model's, if given.
-            n_steps_each: steps at each noise level; of ``"pc"``, corrector steps.
+            n_steps_each: steps at each noise level, ``None``: 100; of ``"pc"``, corrector steps. Samplers
+                for few passes take none.
             step_lr: step size at the last level, in squared units of the data; not of ``"pc"``.
                 ``None``: 2e-5 for ``"ald"``; for ``"cas"`` the last level's variance.
             clip: clamp to [-1, 1] after every step; for another sampler than ``"ald"``, whose
                 states must be as wide as the noise, at the end.
-            denoise: end with one step to the expected clean image.
+            denoise: end with one step to the expected clean image. Samplers for few passes always do.
             init: where to start, ``(n_samples, in_channels, H, W)``; not modified.
             init_dist: without ``init``, start from ``"uniform"`` U(-1, 1), ``"normal"`` N(0, 1) or
                 ``"prior"`` N(0, sigma_1^2). ``None``: ``"uniform"`` for ``"ald"``; ``"prior"`` for
@@ -204,8 +206,9 @@ class NCSN(
             callback: called as ``callback(level, x)`` after each level, with a copy of the state.
             sampler: ``"ald"``, :func:`~ncsn_fast.sampling.annealed_langevin`; ``"cas"``,
                 :func:`~ncsn_fast.sampling.consistent_annealed`; ``"pc"``,
-                :func:`~ncsn_fast.sampling.predictor_corrector`.
-            snr: signal-to-noise ratio of the corrector of ``"pc"``; ``None``: 0.16.
+                :func:`~ncsn_fast.sampling.predictor_corrector`; for few passes, ``"euler"``, ``"heun"``,
+                ``"dpmpp_2m"``, ``"dpmpp_2m_sde"`` or ``"ancestral"``, see ``ncsn_fast.sampling.solvers``.
+            snr: signal-to-noise ratio of the corrector of ``"pc"`` and ``"ancestral"``; ``None``: 0.16.
             predictor: of ``"pc"``, ``"reverse_diffusion"`` (``None``) or ``"ancestral"``.
             known: images whose known region is kept, for inpainting; of the shape of the result, or
                 one that broadcasts to it.
@@ -213,6 +216,7 @@ class NCSN(
             return_intermediates: also return the state after every so many steps.
             cuda_graph: replay the steps from CUDA graphs; ``None``: on a GPU. Hooks and callbacks
                 inside the network must not wait for the device then.
+            options: further options of the sampler, such as ``passes=10, levels="karras"``.
 
         Returns:
             float32 ``(n_samples, in_channels, H, W)`` on the model's device, contiguous. With
@@ -254,6 +258,7 @@ class NCSN(
             mask=mask,
             return_intermediates=return_intermediates,
             cuda_graph=cuda_graph,
+            **options,
         )
 
 

@@ -18,7 +18,7 @@ from .. import ops
 from ..checks import positive_int
 from ..schedules import check_sigmas
 from ..streams import STREAM_PROBES
-from .engine import Chain
+from .engine import Chain, Ladder
 from .start import draw_seed
 from .steps import Position
 
@@ -61,16 +61,8 @@ def probability_flow(
     """
     sigmas = [float(sigma) for sigma in sigmas]
     chain = Chain(score, init, sigmas, conditions=sigmas, like_init=True, **run)
-    falls = [target - sigma for sigma, target in pairwise(sigmas)]
-    negative = chain.table(-sigma for sigma in sigmas)
-    whole, half = chain.table([*falls, 0.0]), chain.table([*(fall / 2 for fall in falls), 0.0])
+    heun = heun_update(chain, chain.sigmas)
     square = chain.table(sigma**2 for sigma in sigmas)
-
-    def heun(x: Tensor, position: Position) -> None:
-        slope = position.of(negative) * chain.score(x, position).to(x.dtype)
-        euler, target = x + position.of(whole) * slope, position.next_level()
-        target_slope = target.of(negative) * chain.score(euler, target).to(x.dtype)
-        x.add_(position.of(half) * (slope + target_slope))
 
     def to_zero(x: Tensor, position: Position) -> None:
         x.add_(position.of(square) * chain.score(x, position).to(x.dtype))
@@ -80,6 +72,30 @@ def probability_flow(
     if isinstance(drawn, tuple):
         return drawn[0].to(init.dtype), drawn[1].to(init.dtype)
     return drawn.to(init.dtype)
+
+
+def heun_update(
+    chain: Chain, begin: Sequence[float], ladder: Ladder | None = None
+) -> Callable[[Tensor, Position], None]:
+    """An update by Heun's method along the ODE, from the state's noise to the next level of the chain.
+
+    Args:
+        chain: whose state it is.
+        begin: the noise of the state at each level, before the step.
+        ladder: where the score of that state is asked; ``None``: at the chain's level, whose noise it has.
+    """
+    falls = [target - sigma for sigma, target in zip(begin, chain.sigmas[1:], strict=False)]
+    whole, half = chain.table([*falls, 0.0]), chain.table([*(fall / 2 for fall in falls), 0.0])
+    negative = chain.table(-sigma for sigma in begin)
+    negative_target = chain.table(-sigma for sigma in chain.sigmas)
+
+    def heun(x: Tensor, position: Position) -> None:
+        slope = position.of(negative) * chain.score(x, position, ladder).to(x.dtype)
+        euler, target = x + position.of(whole) * slope, position.next_level()
+        target_slope = target.of(negative_target) * chain.score(euler, target).to(x.dtype)
+        x.add_(position.of(half) * (slope + target_slope))
+
+    return heun
 
 
 @torch.no_grad()

@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import positive_number
-from .samplers import PRIOR, STARTS, WATCHED, find, own_options
+from ..checks import one_of, positive_int, positive_number
+from .levels import SPACINGS, spaced_levels, spaced_sigmas
+from .samplers import PRIOR, STARTS, WATCHED, Sampler, find, own_options
 from .start import check_init, draw_seed, initial_state
 from .steps import use_graphs
+
+STEPS = 100  # at each level, unless told otherwise
 
 
 @torch.no_grad()
@@ -32,8 +35,8 @@ def draw(
     *,
     device: torch.device,
     layout: torch.memory_format = torch.contiguous_format,
-    n_steps_each: int,
-    denoise: bool,
+    n_steps_each: int | None = None,
+    denoise: bool | None = None,
     clip: float | None = None,
     init: Tensor | None = None,
     init_dist: str | None = None,
@@ -51,8 +54,8 @@ def draw(
         shape: of the result, the sample first.
         sigmas: the ladder.
         device, layout: where and how the state lies.
-        n_steps_each: steps at each level.
-        denoise: end with one step to the expected clean sample.
+        n_steps_each: steps at each level; ``None``: 100. Samplers for few passes take none.
+        denoise: end with one step to the expected clean sample; ``None``: no. Samplers for few passes always do.
         clip: clamp to ``[-clip, clip]``, after every step or at the end, as the sampler's record says.
         init: where to start; not modified.
         init_dist: without ``init``, the distribution to start from; ``None``: the sampler's default.
@@ -65,6 +68,14 @@ def draw(
     """
     sampler = find(name, tuple(scores))
     own = own_options(name, sigmas, options)
+    of, steps = sampler.of, {}
+    if sampler.level_count is None:
+        steps["n_steps_each"] = STEPS if n_steps_each is None else n_steps_each
+        steps["denoise"] = bool(denoise)
+    else:
+        _refuse_steps(name, n_steps_each, denoise)
+        count = _level_count(sampler, own, own.pop("passes"))
+        of, sigmas, steps["conditions"] = _few_levels(scores, sigmas, count, own.pop("levels"))
     watched = {k: v for k, v in options.items() if k in WATCHED and v is not None}
     if init_dist is not None and init_dist not in sampler.init_dists:
         if init_dist not in STARTS:
@@ -85,15 +96,79 @@ def draw(
         init = sigmas[0] * init if prior else init
     if layout == torch.channels_last:
         init = init.to(memory_format=layout)
-    run: dict[str, Any] = {"n_steps_each": n_steps_each, "denoise": denoise, **own, **watched}
-    run |= noise | {"cuda_graph": use_graphs(device, options.get("cuda_graph"))}
+    run: dict[str, Any] = {**own, **watched, **noise, **steps}
+    run["cuda_graph"] = use_graphs(device, options.get("cuda_graph"))
     if sampler.clips_every_step:
         run["clip"] = clip
     with evaluating(model):
-        drawn = sampler.function(scores[sampler.of], init, sigmas, **run)
+        drawn = sampler.function(scores[of], init, sigmas, **run)
     if clip is not None and not sampler.clips_every_step:
         (drawn[0] if isinstance(drawn, tuple) else drawn).clamp_(-clip, clip)
     return drawn
+
+
+def callback_sigmas(
+    name: str, of: Sequence[str], sigmas: Sequence[float], options: Mapping[str, Any]
+) -> list[float]:
+    """The noise level to name at each call of a callback.
+
+    Of a sampler on a ladder it is the level whose steps are done. One for few passes has gone to the next level that it
+    takes, and from the last to 0.
+
+    Args:
+        name: of the sampler.
+        of: what the network's score is a function of, ``"level"``, ``"sigma"`` or both.
+        sigmas: the ladder.
+        options: of the sampler; ``None``: not given.
+    """
+    sampler, own = find(name, of), own_options(name, sigmas, options)
+    if sampler.level_count is None:
+        return list(sigmas)
+    count = _level_count(sampler, own, own["passes"])
+    return [*_few_levels(of, sigmas, count, own["levels"])[1][1:], 0.0]
+
+
+def _refuse_steps(name: str, n_steps_each: int | None, denoise: bool | None) -> None:
+    if n_steps_each is not None:
+        raise ValueError(
+            f"sampler {name!r} goes once down the levels: it takes passes, and no n_steps_each"
+        )
+    if denoise is not None and not denoise:
+        raise ValueError(
+            f"sampler {name!r} always ends at the expected clean sample: it takes no denoise=False"
+        )
+
+
+def _level_count(sampler: Sampler, own: Mapping[str, Any], passes: int | None) -> int | None:
+    """How many levels as many passes reach; ``None``: all."""
+    if passes is None:
+        return None
+    count = sampler.level_count(positive_int("passes", passes), own)
+    if count < 1:
+        raise ValueError(f"passes must be enough for one level, got {passes}")
+    return count
+
+
+def _few_levels(
+    of: Iterable[str],
+    sigmas: Sequence[float],
+    count: int | None,
+    spacing: str,
+) -> tuple[str, list[float], list[float] | list[int] | None]:
+    """Of which kind the score is that is asked, at which sigmas, with which conditions.
+
+    A network over a continuous sigma is asked at any sigma between the ends of its ladder, another one at its levels.
+    """
+    one_of("levels", spacing, SPACINGS)
+    if "sigma" in of:
+        chosen = list(sigmas)
+        if count is not None:
+            chosen = spaced_sigmas(sigmas[0], sigmas[-1], count, spacing)
+        return "sigma", chosen, chosen
+    if count is None:
+        return "level", list(sigmas), None
+    levels = spaced_levels(sigmas, count, spacing)
+    return "level", [sigmas[level] for level in levels], levels
 
 
 @dataclasses.dataclass

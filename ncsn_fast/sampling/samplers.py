@@ -1,7 +1,8 @@
 """Samplers as records: the one place that says what each is called, does, takes and starts from.
 
 Belongs here: the table of the samplers, the checks of a sampler's options, and what help texts and documents say of
-samplers. Does not belong here: the samplers themselves (``langevin.py``, ``ode.py``), calling them (``run.py``).
+samplers. Does not belong here: the samplers themselves (``langevin.py``, ``ode.py``, ``solvers.py``), calling them
+(``run.py``).
 
 To add a sampler, add an entry to :data:`SAMPLERS`, and to :data:`OPTIONS` any option that is new.
 """
@@ -15,9 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import positive_int
+from ..checks import integer, positive_int
 from .langevin import PREDICTORS, annealed_langevin, consistent_annealed, predictor_corrector
+from .levels import SPACINGS
 from .ode import probability_flow
+from .solvers import ancestral, dpmpp_2m, dpmpp_2m_sde, euler, heun
 from .start import INIT_DISTS
 
 PRIOR = "prior"  # noise of the first sigma, N(0, sigma_1^2)
@@ -28,16 +31,31 @@ WATCHED = ("callback", "cuda_graph", "known", "mask", "return_intermediates", "v
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option that some samplers take: a line of help, and the values it may have if they are few."""
+    """An option that some samplers take.
+
+    Attributes:
+        help: what it is, in a line.
+        choices: the values it may have, if they are few.
+        none: what it means if it is not given and has no default.
+    """
 
     help: str
     choices: tuple[str, ...] = ()
+    none: str = ""
 
 
 OPTIONS: Mapping[str, Option] = {
     "step_lr": Option("Step size at the last level, in squared units of the data"),
     "snr": Option("Signal-to-noise ratio of the corrector's steps"),
     "predictor": Option("Step from each level to the next", PREDICTORS),
+    "passes": Option(
+        "Evaluations of the network, at most", none="each level of the ladder is taken"
+    ),
+    "levels": Option("Spacing of the levels that are taken", SPACINGS),
+    "churn": Option(
+        "Noise that is added at each step, S_churn of EDM; above 0 for networks over sigma"
+    ),
+    "corrector_steps": Option("Langevin steps at each level before the step to the next"),
 }
 
 
@@ -46,16 +64,19 @@ class Sampler:
     """What there is to know of a sampler before it is called.
 
     Attributes:
-        function: ``function(score, init, sigmas, *, n_steps_each, denoise, **options)``.
+        function: ``function(score, init, sigmas, *, n_steps_each, denoise, **options)``; for few passes,
+            ``function(score, init, sigmas, *, conditions, **options)``.
         title: its name in words.
         summary: what it does, in a line, with its source.
         wants: what it wants of the ladder, in a line.
         defaults: the options of :data:`OPTIONS` that it takes, each with its default: a value, or a function of the
             ladder whose text says what it is.
         init_dists: what it may start from, its default first.
-        of: what its score is a function of, beside x: ``"level"`` of the ladder, or ``"sigma"``, any.
+        of: what its score is a function of, beside x: ``"level"`` of the ladder, ``"sigma"``, any, or ``"either"``.
         clips_every_step: clamping is part of its step. If not, its states must be as wide as their noise, and only the
             result is clamped.
+        level_count: of a sampler for few passes, ``level_count(passes, options)``: to how many levels the passes are
+            enough. Such a sampler goes once down the levels, and ends at the expected clean sample.
     """
 
     function: Callable[..., Any]
@@ -66,6 +87,7 @@ class Sampler:
     init_dists: tuple[str, ...] = (PRIOR,)
     of: str = "level"
     clips_every_step: bool = False
+    level_count: Callable[[int, Mapping[str, Any]], int] | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -111,6 +133,24 @@ def _ode(
     return probability_flow(score, init, [*fine, sigmas[-1]], callback=watch, **run)
 
 
+def _one_pass(passes: int, options: Mapping[str, Any]) -> int:
+    """One evaluation a level."""
+    return passes
+
+
+def _two_passes(passes: int, options: Mapping[str, Any]) -> int:
+    """Two evaluations a level, one at the last."""
+    return (passes + 1) // 2
+
+
+def _with_corrector(passes: int, options: Mapping[str, Any]) -> int:
+    """One evaluation a level, and one for each step of the corrector."""
+    return passes // (1 + integer("corrector_steps", options["corrector_steps"], 0))
+
+
+_FEW = {"passes": None, "levels": SPACINGS[0]}
+_ANY_PART = "any part of a ladder; a network over a continuous sigma is asked between its levels"
+
 SAMPLERS: Mapping[str, Sampler] = {
     "ald": Sampler(
         annealed_langevin,
@@ -145,6 +185,51 @@ SAMPLERS: Mapping[str, Sampler] = {
         {},
         of="sigma",
     ),
+    "euler": Sampler(
+        euler,
+        "Euler's method (DDIM)",
+        "first-order steps along the probability-flow ODE (Song et al. 2020)",
+        _ANY_PART,
+        _FEW,
+        of="either",
+        level_count=_one_pass,
+    ),
+    "heun": Sampler(
+        heun,
+        "Heun's method (EDM)",
+        "second-order steps along the probability-flow ODE, two passes each, with churn if wanted (Karras et al. 2022)",
+        _ANY_PART,
+        {**_FEW, "churn": 0.0},
+        of="either",
+        level_count=_two_passes,
+    ),
+    "dpmpp_2m": Sampler(
+        dpmpp_2m,
+        "DPM-Solver++ (2M)",
+        "second-order steps along the probability-flow ODE, from the last two passes (Lu et al. 2022)",
+        _ANY_PART,
+        _FEW,
+        of="either",
+        level_count=_one_pass,
+    ),
+    "dpmpp_2m_sde": Sampler(
+        dpmpp_2m_sde,
+        "SDE-DPM-Solver++ (2M)",
+        "the same for the reverse SDE, with noise in each step (Lu et al. 2022)",
+        _ANY_PART,
+        _FEW,
+        of="either",
+        level_count=_one_pass,
+    ),
+    "ancestral": Sampler(
+        ancestral,
+        "ancestral sampling",
+        "steps of the reverse process, with Langevin steps at each level if wanted (Song et al. 2021)",
+        _ANY_PART,
+        {**_FEW, "corrector_steps": 0, "snr": 0.16},
+        of="either",
+        level_count=_with_corrector,
+    ),
 }
 
 NAMES = tuple(SAMPLERS)
@@ -152,7 +237,7 @@ NAMES = tuple(SAMPLERS)
 
 def find(name: str, of: Sequence[str] = ("level", "sigma")) -> Sampler:
     """The sampler of that name; ValueError if there is none, or none for a score that is a function of ``of``."""
-    names = tuple(known for known, sampler in SAMPLERS.items() if sampler.of in of)
+    names = tuple(known for known, sampler in SAMPLERS.items() if sampler.of in (*of, "either"))
     if name not in names:
         raise ValueError(f"sampler must be one of {names}, got {name!r}")
     return SAMPLERS[name]
@@ -206,7 +291,11 @@ def option_help(option: str) -> str:
 
 def option_default(option: str) -> str:
     """The default of an option in words, for a help text: one, or one for each sampler."""
-    defaults = {name: str(SAMPLERS[name].defaults[option]) for name in takers(option)}
+    defaults = {name: SAMPLERS[name].defaults[option] for name in takers(option)}
+    defaults = {
+        name: OPTIONS[option].none if default is None else str(default)
+        for name, default in defaults.items()
+    }
     if len(set(defaults.values())) == 1:
         return next(iter(defaults.values()))
     return ", ".join(f"{name}: {default}" for name, default in defaults.items())

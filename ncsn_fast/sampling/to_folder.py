@@ -1,7 +1,7 @@
 """Many samples into a folder, by one process or by those of torchrun: shared out, written whole, resumed.
 
 Belongs here: which process draws what, files and their names, the manifest, progress, what happens when a process dies.
-Does not belong here: how samples are drawn (``sampling.py``), options and their help (``cli.py``).
+Does not belong here: how samples are drawn (``run.py``), options and their help (``cli``).
 
 Sample i depends on the seed and on i, and the batches are cut at the same places whatever the number of processes. So
 the folder holds the same files however often the work was stopped and with however many processes it went on.

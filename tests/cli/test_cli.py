@@ -302,6 +302,23 @@ def test_sample_shards_pictures_and_samplers(ncsn_fast, trained, tmp_path):
     np.testing.assert_allclose(got, expected.clamp(-1, 1).numpy(), atol=1e-4)
 
 
+def test_sample_with_few_passes(ncsn_fast, refused, trained, tmp_path):
+    command = ["sample", trained, "--n", 2, "--sampler", "ancestral", "--passes", 4]
+    command += ["--corrector-steps", 1, "--out", tmp_path / "x.npy"]
+    pictures = ["--strip", tmp_path / "strip.png", "--gif", tmp_path / "levels.gif"]
+    assert ncsn_fast(*command, *pictures)[0] == 0
+    model = NCSN.from_pretrained(trained / "model")
+    options = {"sampler": "ancestral", "passes": 4, "corrector_steps": 1}
+    expected = model.sample(2, 8, clip=False, seed=0, verbose=False, **options)
+    got = np.load(tmp_path / "x.npy")
+    np.testing.assert_allclose(got, expected.clamp(-1, 1).numpy(), atol=1e-4)
+    with Image.open(tmp_path / "levels.gif") as film:
+        assert film.n_frames == 2  # the second level, and the end
+    assert "takes passes, and no n_steps_each" in refused(*command, "--steps", 3)
+    assert "takes no denoise=False" in refused(*command, "--no-denoise")
+    assert "'ald' takes no passes" in refused("sample", trained, "--passes", 4)
+
+
 def test_a_broken_network_is_one_line(refused, trained, tmp_path):
     model = NCSN.from_pretrained(trained / "model")
     torch.nn.init.constant_(model.end_conv.bias, float("nan"))
