@@ -16,16 +16,13 @@
 #include <vector>
 
 #include "common/batch.h"
-#include "common/max_pool5.h"
 #include "common/dtype.h"
-#include "cpu/simd.h"
-
-#define NCSN_INLINE inline __attribute__((always_inline))
+#include "common/max_pool5.h"
+#include "cpu/multiversion.h"
 
 namespace ncsn {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kWindow = 5, kReach = 2;
@@ -116,10 +113,6 @@ struct Tasks {
 
 // --- rows of the scratch --------------------------------------------------------------------------
 
-// What is compared and added: half precision as float32, which is exact.
-template <typename T>
-using LaneOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // An unsigned number as wide as an element.
 template <typename T>
 using BitsOf = std::conditional_t<sizeof(T) == 2, uint16_t,
@@ -129,7 +122,7 @@ constexpr int kSquare = 8;  // elements on a side of what is transposed in regis
 
 // to[j][i] = from[i][j]: every round interleaves row i with row i + 4, and three rounds transpose.
 template <typename T>
-NCSN_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+NCSN_KERNEL void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
   typedef BitsOf<T> Row __attribute__((vector_size(kSquare * sizeof(T))));
   Row rows[kSquare], next[kSquare];
@@ -152,7 +145,7 @@ NCSN_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < m, j < n.
 template <typename T>
-NCSN_INLINE void transpose(const T* from, int64_t from_stride, int64_t m, int64_t n, T* to,
+NCSN_KERNEL void transpose(const T* from, int64_t from_stride, int64_t m, int64_t n, T* to,
                            int64_t to_stride) {
   const int64_t whole_m = m - m % kSquare, whole_n = n - n % kSquare;
   for (int64_t j = 0; j < whole_n; j += kSquare) {
@@ -169,14 +162,14 @@ NCSN_INLINE void transpose(const T* from, int64_t from_stride, int64_t m, int64_
 
 // The planes of a task as an image in which they lie side by side, and back. The last image has lanes to spare.
 template <typename T>
-NCSN_INLINE void to_image(const T* planes, const Tasks& tasks, int64_t task, T* image) {
+NCSN_KERNEL void to_image(const T* planes, const Tasks& tasks, int64_t task, T* image) {
   const int64_t area = tasks.rows * tasks.pixels, first = task * kVector;
   transpose(planes + first * area, area, std::min(kVector, tasks.planes - first), area, image,
             kVector);
 }
 
 template <typename T>
-NCSN_INLINE void from_image(const T* image, const Tasks& tasks, int64_t task, T* planes) {
+NCSN_KERNEL void from_image(const T* image, const Tasks& tasks, int64_t task, T* planes) {
   const int64_t area = tasks.rows * tasks.pixels, first = task * kVector;
   transpose(image, kVector, area, std::min(kVector, tasks.planes - first), planes + first * area,
             area);
@@ -187,7 +180,7 @@ template <typename Lane>
 using IndexOf = std::conditional_t<std::is_same_v<Lane, double>, int64_t, int32_t>;
 
 template <typename To, typename From>
-NCSN_INLINE To as(From from) {
+NCSN_KERNEL To as(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof to);
@@ -197,7 +190,7 @@ NCSN_INLINE To as(From from) {
 int64_t padded(int64_t width) { return divide_up(width, kVector) * kVector; }
 
 template <typename Lane>
-NCSN_INLINE void fill_row(Lane* row, int64_t n, Lane value) {
+NCSN_KERNEL void fill_row(Lane* row, int64_t n, Lane value) {
   for (int64_t i = 0; i < padded(n); ++i) row[i] = value;
 }
 
@@ -218,7 +211,7 @@ class Rows {
   // Goes down the image: the first buffers become the last, for new rows.
   void advance(int by = 1) { std::rotate(rows_, rows_ + by, rows_ + count); }
 
-  NCSN_INLINE void fill(Lane value) {
+  NCSN_KERNEL void fill(Lane value) {
     for (Lane* row : rows_) fill_row(row, width_, value);
   }
 
@@ -229,19 +222,19 @@ class Rows {
 };
 
 template <typename T, typename Lane>
-NCSN_INLINE void load(const T* from, int64_t n, Lane* __restrict to) {
+NCSN_KERNEL void load(const T* from, int64_t n, Lane* __restrict to) {
   for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Lane>(from[i]);
 }
 
 template <typename T, typename Lane>
-NCSN_INLINE void store(const Lane* __restrict from, int64_t n, T* to) {
+NCSN_KERNEL void store(const Lane* __restrict from, int64_t n, T* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
 }
 
 // Whether `width` elements in memory serve as they are where a row of the scratch could.
 template <typename T>
-NCSN_INLINE bool is_scratch(int64_t width) {
-  return std::is_same_v<T, LaneOf<T>> && width % kVector == 0;
+NCSN_KERNEL bool is_scratch(int64_t width) {
+  return std::is_same_v<T, Accumulator<T>> && width % kVector == 0;
 }
 
 // The rows of x that the windows of a span reach: from two pixels to the left of it to two to its right, which are
@@ -249,11 +242,11 @@ NCSN_INLINE bool is_scratch(int64_t width) {
 template <typename T>
 class Input {
  public:
-  using Lane = LaneOf<T>;
+  using Lane = Accumulator<T>;
 
   explicit Input(int64_t elements) : rows_(elements) {}
 
-  NCSN_INLINE void start(const Block& block, Span windows, int64_t first_row, Lane border) {
+  NCSN_KERNEL void start(const Block& block, Span windows, int64_t first_row, Lane border) {
     const Span there = windows.grown(block.pixels);
     first_ = there.first;
     width_ = (there.last - there.first) * block.lanes;
@@ -264,7 +257,7 @@ class Input {
   }
 
   // For rows of the image, in their order.
-  NCSN_INLINE const Lane* read(const T* x, const Block& block, int64_t row) {
+  NCSN_KERNEL const Lane* read(const T* x, const Block& block, int64_t row) {
     for (; loaded_ <= std::min(row + block.ahead(), block.rows - 1); ++loaded_) {
       load(x + block.at(loaded_, first_), width_, rows_[loaded_ & block.ahead()] + place_);
     }
@@ -300,13 +293,13 @@ Lane border_value(bool zero) {
 // PyTorch's rule for a value that comes later in the window than the best so far: of equal ones the first stays, a NaN
 // wins over every number, and the last NaN over the others. Without NaN it is one instruction.
 template <bool nan, typename Lane>
-NCSN_INLINE Lane better(Lane later, Lane best) {
+NCSN_KERNEL Lane better(Lane later, Lane best) {
   const Lane larger = later > best ? later : best;
   return nan && later != later ? later : larger;
 }
 
 template <bool nan, typename Lane>
-NCSN_INLINE void find_maxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima) {
+NCSN_KERNEL void find_maxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima) {
   for (int64_t i = 0; i < padded(n); ++i) {
     Lane best = better<nan>(x.p1[i], x.p0[i]);
     best = better<nan>(x.p2[i], best);
@@ -316,19 +309,19 @@ NCSN_INLINE void find_maxima(Five<const Lane> x, int64_t n, Lane* __restrict max
 }
 
 template <typename T>
-NCSN_INLINE bool has_nan(const T* x, int64_t n) {
-  using Bits = std::conditional_t<sizeof(T) == 2, int16_t, IndexOf<LaneOf<T>>>;
+NCSN_KERNEL bool has_nan(const T* x, int64_t n) {
+  using Bits = std::conditional_t<sizeof(T) == 2, int16_t, IndexOf<Accumulator<T>>>;
   Bits largest = 0;  // magnitude, in bits: those of a NaN are above those of infinity
   for (int64_t i = 0; i < n; ++i) {
     const Bits magnitude = as<Bits>(x[i]) & std::numeric_limits<Bits>::max();
     largest = magnitude > largest ? magnitude : largest;
   }
-  return largest > as<Bits>(static_cast<T>(std::numeric_limits<LaneOf<T>>::infinity()));
+  return largest > as<Bits>(static_cast<T>(std::numeric_limits<Accumulator<T>>::infinity()));
 }
 
 // Whether there is one in a block or within `reach` pixels of it.
 template <typename T>
-NCSN_INLINE bool has_nan(const T* x, const Block& block, int64_t reach) {
+NCSN_KERNEL bool has_nan(const T* x, const Block& block, int64_t reach) {
   const Span span = block.span.grown(block.pixels, reach);
   const int64_t first = std::max<int64_t>(block.first_row - reach, 0);
   const int64_t rows = std::min(block.last_row + reach, block.rows) - first;
@@ -344,7 +337,7 @@ NCSN_INLINE bool has_nan(const T* x, const Block& block, int64_t reach) {
 
 template <typename T>
 struct Forward {
-  using Lane = LaneOf<T>;
+  using Lane = Accumulator<T>;
   static constexpr int64_t kRowElements = 1024;  // five rows of maxima are 20 KiB: the first cache
 
   const T* x;
@@ -367,7 +360,7 @@ struct Forward {
   };
 
   template <bool nan>
-  NCSN_INLINE void run(const T* x, T* y, const Block& block, Scratch& scratch) const {
+  NCSN_KERNEL void run(const T* x, T* y, const Block& block, Scratch& scratch) const {
     const Lane border = border_value<Lane>(zero_border);
     const int64_t n = (block.span.last - block.span.first) * block.lanes;
     const int64_t start = block.first_row - kReach;
@@ -389,7 +382,7 @@ struct Forward {
     }
   }
 
-  NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
+  NCSN_KERNEL void operator()(int64_t begin, int64_t end) const {
     Scratch scratch(tasks);
     for (int64_t task = begin; task < end; ++task) {
       const Block block = tasks.block(task);
@@ -403,7 +396,7 @@ struct Forward {
     }
   }
 
-  NCSN_INLINE void run(const T* x, T* y, const Block& block, Scratch& scratch) const {
+  NCSN_KERNEL void run(const T* x, T* y, const Block& block, Scratch& scratch) const {
     has_nan(x, block, kReach) ? run<true>(x, y, block, scratch) : run<false>(x, y, block, scratch);
   }
 };
@@ -412,7 +405,7 @@ struct Forward {
 
 // The maxima, by the rule of `better`, and which of the five each is.
 template <bool nan, typename Lane>
-NCSN_INLINE void find_argmaxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima,
+NCSN_KERNEL void find_argmaxima(Five<const Lane> x, int64_t n, Lane* __restrict maxima,
                                 IndexOf<Lane>* __restrict at) {
   for (int64_t i = 0; i < padded(n); ++i) {
     const Lane values[kWindow] = {x.p0[i], x.p1[i], x.p2[i], x.p3[i], x.p4[i]};
@@ -436,20 +429,20 @@ NCSN_INLINE void find_argmaxima(Five<const Lane> x, int64_t n, Lane* __restrict 
 
 // Minus infinity outside the image is no part of a window, though nothing in a window of minus infinity is larger.
 template <typename Index>
-NCSN_INLINE void at_least(Index first, int64_t n, Index* at) {
+NCSN_KERNEL void at_least(Index first, int64_t n, Index* at) {
   for (int64_t i = 0; i < n; ++i) at[i] = at[i] < first ? first : at[i];
 }
 
 // `value` where the indices are equal, else 0: in bits, since compilers make branches of a choice before an addition.
 template <typename Lane>
-NCSN_INLINE Lane where_equal(IndexOf<Lane> a, IndexOf<Lane> b, Lane value) {
+NCSN_KERNEL Lane where_equal(IndexOf<Lane> a, IndexOf<Lane> b, Lane value) {
   return as<Lane>(as<IndexOf<Lane>>(value) & -static_cast<IndexOf<Lane>>(a == b));
 }
 
 // Hands a row of grad_y to those of the five rows around it in which its windows have their maxima. The last of the
 // five has no other contribution yet.
 template <typename Lane>
-NCSN_INLINE void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* __restrict at,
+NCSN_KERNEL void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* __restrict at,
                             int64_t n, Five<Lane> sums) {
   Lane *__restrict sum0 = sums.p0, *__restrict sum1 = sums.p1, *__restrict sum2 = sums.p2,
        *__restrict sum3 = sums.p3, *__restrict sum4 = sums.p4;
@@ -464,7 +457,7 @@ NCSN_INLINE void distribute(const Lane* __restrict grad_y, const IndexOf<Lane>* 
 
 // Each element of a row gathers from the fives of the row whose maximum it is.
 template <typename Lane>
-NCSN_INLINE void gather(Five<const Lane> sums, Five<const IndexOf<Lane>> at, int64_t n,
+NCSN_KERNEL void gather(Five<const Lane> sums, Five<const IndexOf<Lane>> at, int64_t n,
                         Lane* __restrict grad_x) {
   for (int64_t i = 0; i < padded(n); ++i) {
     Lane sum = where_equal<Lane>(at.p0[i], 4, sums.p0[i]);
@@ -480,7 +473,7 @@ NCSN_INLINE void gather(Five<const Lane> sums, Five<const IndexOf<Lane>> at, int
 // are not those of PyTorch, which goes over rows of windows.
 template <typename T>
 struct Backward {
-  using Lane = LaneOf<T>;
+  using Lane = Accumulator<T>;
   using Index = IndexOf<Lane>;
   // Rows are taken in groups, so that five rows around each of them are fetched once for all of them ...
   static constexpr int kGroup = 4, kHeld = kGroup + kWindow - 1;
@@ -513,14 +506,14 @@ struct Backward {
           window_at(kChunk), window_maxima(kChunk), grad_y(kChunk), grad_x(n) {}
   };
 
-  NCSN_INLINE void run(const T* grad_y, const T* x, T* grad_x, const Block& block,
+  NCSN_KERNEL void run(const T* grad_y, const T* x, T* grad_x, const Block& block,
                        Scratch& scratch) const {
     has_nan(x, block, 2 * kReach) ? run<true>(grad_y, x, grad_x, block, scratch)
                                   : run<false>(grad_y, x, grad_x, block, scratch);
   }
 
   template <bool nan>
-  NCSN_INLINE void run(const T* grad_y, const T* x, T* grad_x, const Block& block,
+  NCSN_KERNEL void run(const T* grad_y, const T* x, T* grad_x, const Block& block,
                        Scratch& scratch) const {
     const Span windows = block.span.grown(block.pixels);
     const int64_t n = (windows.last - windows.first) * block.lanes;
@@ -562,7 +555,7 @@ struct Backward {
 
   // The maxima of a row's fives, and which of the five they are.
   template <bool nan>
-  NCSN_INLINE void find_row(const T* x, const Block& block, Span windows, int64_t row, int64_t n,
+  NCSN_KERNEL void find_row(const T* x, const Block& block, Span windows, int64_t row, int64_t n,
                             Lane* maxima, Index* at, Scratch& scratch) const {
     if (row < 0 || row >= block.rows) {
       return fill_row(maxima, n, border_value<Lane>(zero_border));
@@ -576,7 +569,7 @@ struct Backward {
 
   // Elements i .. i + n - 1 of a row of windows, the middle one of the held rows k .. k + 4.
   template <bool nan>
-  NCSN_INLINE void hand_down(const T* grad_y, int64_t row, int k, int64_t i, int64_t n,
+  NCSN_KERNEL void hand_down(const T* grad_y, int64_t row, int k, int64_t i, int64_t n,
                              int64_t place, Scratch& scratch) const {
     Index* const at = scratch.window_at[0];
     find_argmaxima<nan>(Five<const Lane>(scratch.maxima, k, i), n, scratch.window_maxima[0], at);
@@ -592,7 +585,7 @@ struct Backward {
     distribute(grad, at, n, Five<Lane>(scratch.sums, k, place + i));
   }
 
-  NCSN_INLINE void operator()(int64_t begin, int64_t end) const {
+  NCSN_KERNEL void operator()(int64_t begin, int64_t end) const {
     Scratch scratch(tasks);
     for (int64_t task = begin; task < end; ++task) {
       const Block block = tasks.block(task);
@@ -609,44 +602,27 @@ struct Backward {
   }
 };
 
-// --- the SIMD levels ------------------------------------------------------------------------------
-
-template <typename Kernel>
-void run_baseline(const Kernel& kernel, int64_t begin, int64_t end) {
-  kernel(begin, end);
-}
-
-#if NCSN_X86
-template <typename Kernel>
-NCSN_TARGET_AVX2 void run_avx2(const Kernel& kernel, int64_t begin, int64_t end) {
-  kernel(begin, end);
-}
-
-template <typename Kernel>
-NCSN_TARGET_AVX512 void run_avx512(const Kernel& kernel, int64_t begin, int64_t end) {
-  kernel(begin, end);
-}
-#endif
-
-template <typename Kernel>
-void run(const Kernel& kernel) {
-  torch::stable::parallel_for(
-      0, kernel.tasks.count(), kernel.tasks.grain(), [&](int64_t begin, int64_t end) {
-#if NCSN_X86
-        switch (simd_level()) {
-          case Simd::kAvx512:
-            return run_avx512(kernel, begin, end);
-          case Simd::kAvx2:
-            return run_avx2(kernel, begin, end);
-          case Simd::kBaseline:
-            break;
-        }
-#endif
-        run_baseline(kernel, begin, end);
-      });
-}
-
 // --- the operators --------------------------------------------------------------------------------
+
+// Some tasks of a pass, forward or backward.
+template <typename Pass>
+struct TaskRange {
+  const Pass& pass;
+  int64_t begin, end;
+
+  template <bool kFma>
+  NCSN_KERNEL void run() const {
+    pass(begin, end);
+  }
+};
+
+template <typename Pass>
+void run(const Pass& pass) {
+  torch::stable::parallel_for(0, pass.tasks.count(), pass.tasks.grain(),
+                              [&](int64_t begin, int64_t end) {
+                                run_simd(TaskRange<Pass>{pass, begin, end});
+                              });
+}
 
 Tensor max_pool5(Tensor x, int64_t padding) {
   const bool zero_border = check_pool(x, padding);
@@ -666,11 +642,7 @@ Tensor max_pool5_backward(Tensor grad_y, Tensor x, int64_t padding) {
   STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type(), "grad_y must have the dtype of x");
   Tensor grad_x = torch::stable::empty_like(x);
   if (x.numel() == 0) return grad_x;
-  const bool same_layout = is_channels_last(x) ? is_channels_last(grad_y) : is_contiguous(grad_y);
-  if (!same_layout) {
-    Tensor copy = torch::stable::empty_like(x);
-    grad_y = torch::stable::copy_(copy, grad_y);
-  }
+  grad_y = in_layout_of(x, grad_y);
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run(Backward<T>{static_cast<const T*>(grad_y.data_ptr()), static_cast<const T*>(x.data_ptr()),
