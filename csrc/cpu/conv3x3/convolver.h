@@ -1,4 +1,4 @@
-// The driver of the convolution engine: how a convolution is cut into work for the threads, and the memory it runs on.
+// The driver of the convolution engine: what each thread computes of a convolution, in which order and on which memory.
 //
 // Tensors are channels_last float32. A dilation d makes d x d interleaved images, each an ordinary convolution. A strip
 // is a part of a row of tiles of one of these; a chunk is some consecutive strips, few enough that what is computed of
@@ -8,8 +8,9 @@
 // Every number is made by the same operations in the same order however strips, chunks and threads are cut: rows of a
 // product do not depend on each other. So the number of threads changes no bit, and no sample has an effect on another.
 //
-// Why the threads do not race: an item of work writes the tiles (in a memory of its thread, or its own place in a shared
-// one), the outputs or the panel of weights that are its own, and reads what earlier parallel loops have finished.
+// Why the threads do not race: an item of work writes the tiles (in a memory of its thread, or its own place in a
+// shared one), the outputs or the panel of weights that are its own, and reads what earlier parallel loops have
+// finished.
 
 #pragma once
 

@@ -3,8 +3,8 @@
 //     NCSN_LEVEL_WIDTH    floats in a vector
 //     NCSN_LEVEL_ROWS     rows of the product's register block: with two accumulators each, all but a few registers
 // Here: the vectors, the one-dimensional transforms and the level's table; the kernels are in the two files below.
-// No standard library in any of them: a function of it that is compiled with a level's instructions could be the copy that
-// the linker keeps for all.
+// No standard library in any of them: a function of it that is compiled with a level's instructions could be the copy
+// that the linker keeps for all.
 
 #define NCSN_VECTOR static inline __attribute__((always_inline)) NCSN_LEVEL_TARGET
 

@@ -217,9 +217,9 @@ Tensor max_pool5_backward(Tensor grad_y, Tensor x, int64_t padding) {
   grad_y = in_layout_of(x, grad_y);
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    run_tasks(Backward<T>{static_cast<const T*>(grad_y.data_ptr()), static_cast<const T*>(x.data_ptr()),
-                    static_cast<T*>(grad_x.data_ptr()), zero_border,
-                    Tasks(x, Backward<T>::kRowElements)});
+    run_tasks(Backward<T>{static_cast<const T*>(grad_y.data_ptr()),
+                          static_cast<const T*>(x.data_ptr()), static_cast<T*>(grad_x.data_ptr()),
+                          zero_border, Tasks(x, Backward<T>::kRowElements)});
   });
   return grad_x;
 }

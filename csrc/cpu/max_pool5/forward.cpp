@@ -92,7 +92,7 @@ Tensor max_pool5(Tensor x, int64_t padding) {
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     run_tasks(Forward<T>{static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
-                   zero_border, Tasks(x, Forward<T>::kRowElements)});
+                         zero_border, Tasks(x, Forward<T>::kRowElements)});
   });
   return y;
 }

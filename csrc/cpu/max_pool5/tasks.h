@@ -1,4 +1,5 @@
-// How max_pool5 and its backward pass cut their images into tasks. What a task computes is in forward.cpp and backward.cpp.
+// How max_pool5 and its backward pass cut their images into tasks. What a task computes is in forward.cpp and in
+// backward.cpp.
 //
 // A kernel works on images of rows x pixels x lanes: one channel of a contiguous sample (one lane), or all channels of
 // a channels_last one. Either way a pixel's neighbour lies `lanes` elements on, so one code serves both. Where rows are
