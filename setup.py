@@ -153,7 +153,7 @@ def plan() -> list[Extension]:
 
     headers = sources("csrc/**/*.h", "csrc/**/*.cuh")
     extensions = [
-        Extension("ncsn_fast._C", sources("csrc/binding.cpp", "csrc/cpu/*.cpp"), depends=headers)
+        Extension("ncsn_fast._C", sources("csrc/binding.cpp", "csrc/cpu/**/*.cpp"), depends=headers)
     ]
     if mode == "cuda" and find_cuda_home() is None:
         raise SetupError(
@@ -168,7 +168,7 @@ def plan() -> list[Extension]:
         )
     elif mode != "cpu" and find_cuda_home() is not None:
         extensions.append(
-            Extension("ncsn_fast._C_cuda", sources("csrc/cuda/*.cu"), depends=headers)
+            Extension("ncsn_fast._C_cuda", sources("csrc/cuda/**/*.cu"), depends=headers)
         )
     return extensions
 
@@ -218,7 +218,7 @@ class BuildKernels(build_ext):
             )
             link = [tools["linker"], "$in -o $out", *tools["libraries"]]
             out.rule("link", link, description="link $out")
-            objects = [f"{folder / Path(s).name}.o" for s in ext.sources]
+            objects = [f"{folder / s}.o" for s in ext.sources]  # ninja makes their folders
             for source, target in zip(ext.sources, objects, strict=True):
                 out.build(target, "compile", str(ROOT / source))
             out.build(str(library), "link", objects)

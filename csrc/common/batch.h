@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "common/dtype.h"
 #include "common/geometry.h"
 
 namespace ncsn {
@@ -38,11 +39,8 @@ inline Operand operand(const torch::stable::Tensor& t, const Geometry& geometry,
 
 inline void check_like(const torch::stable::Tensor& t, const torch::stable::Tensor& x,
                        const char* name) {
-  using torch::headeronly::ScalarType;
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                      dtype == ScalarType::Half || dtype == ScalarType::Double,
-                  name, " must be floating point, got ", torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(is_floating(t.scalar_type()), name, " must be floating point, got ",
+                  torch::headeronly::toString(t.scalar_type()));
   STD_TORCH_CHECK(t.device() == x.device(), name, " must be on the device of x");
   bool same = t.dim() == x.dim();
   for (int64_t i = 0; same && i < x.dim(); ++i) same = t.size(i) == x.size(i);

@@ -39,4 +39,8 @@ bool for_dtype(torch::headeronly::ScalarType dtype, const F& f) {
   }
 }
 
+inline bool is_floating(torch::headeronly::ScalarType dtype) {
+  return for_dtype(dtype, [](auto) {});
+}
+
 }  // namespace ncsn

@@ -10,12 +10,6 @@
 
 namespace ncsn {
 
-inline bool is_floating(torch::headeronly::ScalarType dtype) {
-  using torch::headeronly::ScalarType;
-  return dtype == ScalarType::Float || dtype == ScalarType::Double ||
-         dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-}
-
 inline torch::headeronly::ScalarType statistics_dtype(torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

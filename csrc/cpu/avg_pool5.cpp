@@ -21,7 +21,6 @@
 namespace ncsn {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kWindow = 5, kReach = 2;
@@ -53,7 +52,7 @@ struct Tasks {
 
 template <typename T>
 struct Pool {
-  using A = Arithmetic<T>;
+  using A = Accumulator<T>;
   static constexpr bool kNarrow = sizeof(T) != sizeof(A);
 
   const T* x;
@@ -145,7 +144,7 @@ struct Pool {
 
 template <typename T>
 void pool(const Tensor& x, const Tensor& y) {
-  using A = Arithmetic<T>;
+  using A = Accumulator<T>;
   const Tasks tasks(x);
   const auto* const from = static_cast<const T*>(x.data_ptr());
   auto* const to = static_cast<T*>(y.data_ptr());
@@ -163,19 +162,7 @@ Tensor avg_pool5(Tensor x) {
   STD_TORCH_CHECK(is_contiguous(x) || is_channels_last(x), "x must be contiguous or channels_last");
   Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
-  switch (x.scalar_type()) {
-    case ScalarType::Double:
-      pool<double>(x, y);
-      break;
-    case ScalarType::BFloat16:
-      pool<BFloat16>(x, y);
-      break;
-    case ScalarType::Half:
-      pool<Float16>(x, y);
-      break;
-    default:
-      pool<float>(x, y);
-  }
+  for_dtype(x.scalar_type(), [&](auto type) { pool<typename decltype(type)::type>(x, y); });
   return y;
 }
 

@@ -15,7 +15,7 @@ namespace {
 // The sum of each lane of a tile.
 template <typename T>
 struct Sum {
-  using A = Arithmetic<T>;
+  using A = Accumulator<T>;
   const T* x;
   const Tile& tile;
   A* out;
@@ -35,7 +35,7 @@ struct Sum {
 // The sum of x - centre, which is the error of the centre as a mean, and of its square.
 template <typename T>
 struct Moments {
-  using A = Arithmetic<T>;
+  using A = Accumulator<T>;
   const T* x;
   const Tile& tile;
   LaneChannels channels;
@@ -70,7 +70,7 @@ struct Moments {
 
 template <typename T, bool kElu>
 struct Apply {
-  using A = Arithmetic<T>;
+  using A = Accumulator<T>;
   const T* x;
   T* y;
   const Tile& tile;
@@ -121,9 +121,9 @@ A finish_statistics(A sum, A squares, A size, A eps, A* mean, A* rstd) {
 }
 
 template <typename T>
-void forward(const NormArguments& a, const T* x, T* y, Arithmetic<T>* mean, Arithmetic<T>* rstd,
-             Arithmetic<T> eps, bool with_elu) {
-  using A = Arithmetic<T>;
+void forward(const NormArguments& a, const T* x, T* y, Accumulator<T>* mean, Accumulator<T>* rstd,
+             Accumulator<T> eps, bool with_elu) {
+  using A = Accumulator<T>;
   const Planes& planes = a.planes;
   const Geometry& geometry = planes.geometry;
   const A size = static_cast<A>(geometry.spatial);
@@ -183,9 +183,9 @@ std::tuple<Tensor, Tensor, Tensor> cond_instance_norm_elu(Tensor x, Tensor label
   Tensor y = torch::stable::empty_like(x);
   Tensor mean = torch::stable::new_empty(x, {geometry.samples, geometry.channels}, statistics);
   Tensor rstd = torch::stable::new_empty(x, {geometry.samples, geometry.channels}, statistics);
-  for_floating(x.scalar_type(), [&](auto* type) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-    using A = Arithmetic<T>;
+  for_dtype(x.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulator<T>;
     forward<T>(a, static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(y.mutable_data_ptr()),
                mean.mutable_data_ptr<A>(), rstd.mutable_data_ptr<A>(), static_cast<A>(eps), elu);
   });

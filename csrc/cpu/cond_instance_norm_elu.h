@@ -28,27 +28,6 @@ namespace ncsn {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Calls f with a null pointer to the element type of a dtype; false if it is none of the floating types.
-template <typename F>
-bool for_floating(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      f(static_cast<const float*>(nullptr));
-      return true;
-    case ScalarType::Double:
-      f(static_cast<const double*>(nullptr));
-      return true;
-    case ScalarType::BFloat16:
-      f(static_cast<const BFloat16*>(nullptr));
-      return true;
-    case ScalarType::Half:
-      f(static_cast<const Float16*>(nullptr));
-      return true;
-    default:
-      return false;
-  }
-}
-
 // Memory that is written before it is read.
 template <typename A>
 std::unique_ptr<A[]> scratch(int64_t n) {
@@ -101,8 +80,8 @@ struct WeightEntry {
 template <typename A, typename F>
 void for_weight_entries(const NormArguments& a, int64_t sample, int64_t first, int64_t last,
                         const F& f) {
-  for_floating(a.weight_dtype, [&](auto* type) {
-    using W = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+  for_dtype(a.weight_dtype, [&](auto type) {
+    using W = typename decltype(type)::type;
     const W* row = static_cast<const W*>(a.weight) +
                    a.labels[static_cast<size_t>(sample)] * a.row_stride;
     const int64_t channels = a.planes.geometry.channels, beta = a.beta_column();

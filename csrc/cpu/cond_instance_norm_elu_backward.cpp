@@ -20,7 +20,7 @@ namespace {
 // For each lane of a tile the sum of grad_u, and of grad_u * (x - mean).
 template <typename T, bool kElu>
 struct SumGradients {
-  using A = Arithmetic<T>;
+  using A = Accumulator<T>;
   const T *grad_y, *x;
   const Tile& tile;
   LaneNorm<A> norm;
@@ -58,7 +58,7 @@ struct SumGradients {
 // grad_x = scale * (grad_u - average - (x - mean) * slope) + through_mean
 template <typename T, bool kElu>
 struct ApplyGradient {
-  using A = Arithmetic<T>;
+  using A = Accumulator<T>;
   const T *grad_y, *x;
   T* grad_x;
   const Tile& tile;
@@ -173,16 +173,16 @@ void sum_rows(const NormArguments& a, const A* rows, W* grad_weight) {
     }
     for (int64_t k = 0; k < a.weight_rows; ++k) {
       for (int64_t c = 0; c < n; ++c) {
-        grad_weight[k * columns + first + c] = narrow<W>(static_cast<Arithmetic<W>>(sums[k * n + c]));
+        grad_weight[k * columns + first + c] = narrow<W>(static_cast<Accumulator<W>>(sums[k * n + c]));
       }
     }
   });
 }
 
 template <typename T, bool kElu>
-void backward(const NormArguments& a, const T* grad_y, const T* x, const Arithmetic<T>* mean,
-              const Arithmetic<T>* rstd, T* grad_x, const Gradients<Arithmetic<T>>& gradients) {
-  using A = Arithmetic<T>;
+void backward(const NormArguments& a, const T* grad_y, const T* x, const Accumulator<T>* mean,
+              const Accumulator<T>* rstd, T* grad_x, const Gradients<Accumulator<T>>& gradients) {
+  using A = Accumulator<T>;
   const Planes& planes = a.planes;
   Affine<A> affine(planes.geometry.samples * planes.geometry.channels);
 
@@ -226,16 +226,16 @@ std::tuple<Tensor, Tensor> cond_instance_norm_elu_backward(Tensor grad_y, Tensor
   const Tensor grad = in_layout_of(x, grad_y);
   Tensor grad_x = torch::stable::empty_like(x);
   Tensor grad_weight = torch::stable::new_empty(weight, {a.weight_rows, a.weight_columns});
-  for_floating(x.scalar_type(), [&](auto* type) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-    using A = Arithmetic<T>;
+  for_dtype(x.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulator<T>;
     const Gradients<A> gradients(a, a.planes.geometry.samples * a.planes.geometry.channels);
     const auto run = elu ? backward<T, true> : backward<T, false>;
     run(a, static_cast<const T*>(grad.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),
         static_cast<const A*>(means), static_cast<const A*>(rstds),
         static_cast<T*>(grad_x.mutable_data_ptr()), gradients);
-    for_floating(weight.scalar_type(), [&](auto* weight_type) {
-      using W = std::remove_const_t<std::remove_pointer_t<decltype(weight_type)>>;
+    for_dtype(weight.scalar_type(), [&](auto weight_type) {
+      using W = typename decltype(weight_type)::type;
       sum_rows(a, gradients.rows.get(), static_cast<W*>(grad_weight.mutable_data_ptr()));
     });
   });

@@ -1,49 +1,29 @@
-// The element types of tensors in memory, and their conversion to and from the type of the arithmetic: float32 for the
-// 16-bit types, else the type itself. Integer arithmetic without branches, so that loops over it turn into SIMD code.
+// The conversion of the element types in memory to and from their accumulators: integer arithmetic without branches, so
+// that loops over it turn into SIMD code, which those of PyTorch's headers do not. The types themselves are in
+// common/dtype.h.
 
 #pragma once
 
 #include <cstdint>
 
+#include "common/dtype.h"
 #include "common/philox.h"  // NCSN_HD, float_bits
 
 namespace ncsn {
 
-struct BFloat16 {
-  using Arithmetic = float;
-  uint16_t bits;
-};
-
-struct Float16 {
-  using Arithmetic = float;
-  uint16_t bits;
-};
-
-template <typename T>
-struct ArithmeticOf {
-  using Type = typename T::Arithmetic;
-};
-template <>
-struct ArithmeticOf<float> {
-  using Type = float;
-};
-template <>
-struct ArithmeticOf<double> {
-  using Type = double;
-};
-template <typename T>
-using Arithmetic = typename ArithmeticOf<T>::Type;
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 
 NCSN_HD float widen(float x) { return x; }
 NCSN_HD double widen(double x) { return x; }
 
 NCSN_HD float widen(BFloat16 x) {
-  return detail::bits_float(static_cast<uint32_t>(x.bits) << 16);
+  return detail::bits_float(static_cast<uint32_t>(x.x) << 16);
 }
 
-NCSN_HD float widen(Float16 x) {
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
-  const uint32_t rest = static_cast<uint32_t>(x.bits & 0x7FFFu) << 13;
+NCSN_HD float widen(Half x) {
+  const uint32_t sign = static_cast<uint32_t>(x.x & 0x8000u) << 16;
+  const uint32_t rest = static_cast<uint32_t>(x.x & 0x7FFFu) << 13;
   // The exponent's bias goes from 15 to 127, and that of infinity and NaN from 31 to 255.
   const uint32_t normal = rest + (rest >= 0x0F800000u ? 0x70000000u : 0x38000000u);
   // A subnormal's mantissa counts multiples of 2^-24: read as one of 2^-14 (1 + m), less 2^-14.
@@ -53,7 +33,7 @@ NCSN_HD float widen(Float16 x) {
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 template <typename T>
-NCSN_HD T narrow(Arithmetic<T> x) {
+NCSN_HD T narrow(Accumulator<T> x) {
   return x;
 }
 
@@ -61,11 +41,12 @@ template <>
 NCSN_HD BFloat16 narrow<BFloat16>(float x) {
   const uint32_t bits = detail::float_bits(x);
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  return {static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded)};
+  return BFloat16(static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded),
+                  BFloat16::from_bits());
 }
 
 template <>
-NCSN_HD Float16 narrow<Float16>(float x) {
+NCSN_HD Half narrow<Half>(float x) {
   const uint32_t bits = detail::float_bits(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t size = bits & 0x7FFFFFFFu;
@@ -74,7 +55,8 @@ NCSN_HD Float16 narrow<Float16>(float x) {
   const uint32_t small = detail::float_bits(detail::bits_float(size) + 0.5f) - 0x3F000000u;
   const uint32_t finite = size < 0x38800000u ? small : normal;
   const uint32_t large = size > 0x7F800000u ? 0x7E00u : 0x7C00u;
-  return {static_cast<uint16_t>((size >= 0x477FF000u ? large : finite) | sign)};
+  return Half(static_cast<uint16_t>((size >= 0x477FF000u ? large : finite) | sign),
+              Half::from_bits());
 }
 
 }  // namespace ncsn

@@ -11,8 +11,9 @@
 #include <optional>
 
 #include "common/batch.h"
+#include "common/dtype.h"
 #include "cpu/noise.h"
-#include "cpu/simd.h"
+#include "cpu/multiversion.h"
 
 namespace ncsn {
 namespace {
@@ -23,47 +24,25 @@ constexpr int64_t kBlockGroups = 128;  // 512 elements: 6 KiB of state, score an
 constexpr int64_t kBlock = 4 * kBlockGroups;
 constexpr int64_t kBlocksPerTask = 8;  // some tens of microseconds of work, far above what a thread costs to wake
 
-struct Update {
+struct Settings {
   float step_size, noise_scale, clip;
 };
 
-// Consecutive float32 elements, the common case.
-inline __attribute__((always_inline)) void update_run(float* x, const float* score, const float* z,
-                                                      int64_t n, Update u) {
-  for (int64_t i = 0; i < n; ++i) {
-    x[i] = langevin_update(x[i], score[i], z[i], u.step_size, u.noise_scale, u.clip);
+// Consecutive float32 elements.
+struct Update {
+  float* x;
+  const float *score, *z;
+  int64_t n;
+  Settings settings;
+
+  template <bool kFma>
+  NCSN_KERNEL void run() const {
+    for (int64_t i = 0; i < n; ++i) {
+      x[i] = langevin_update(x[i], score[i], z[i], settings.step_size, settings.noise_scale,
+                             settings.clip);
+    }
   }
-}
-
-void update_baseline(float* x, const float* score, const float* z, int64_t n, Update u) {
-  update_run(x, score, z, n, u);
-}
-
-#if NCSN_X86
-NCSN_TARGET_AVX2 void update_avx2(float* x, const float* score, const float* z, int64_t n,
-                                  Update u) {
-  update_run(x, score, z, n, u);
-}
-
-NCSN_TARGET_AVX512 void update_avx512(float* x, const float* score, const float* z, int64_t n,
-                                      Update u) {
-  update_run(x, score, z, n, u);
-}
-#endif
-
-void update(float* x, const float* score, const float* z, int64_t n, Update u) {
-#if NCSN_X86
-  switch (simd_level()) {
-    case Simd::kAvx512:
-      return update_avx512(x, score, z, n, u);
-    case Simd::kAvx2:
-      return update_avx2(x, score, z, n, u);
-    case Simd::kBaseline:
-      break;
-  }
-#endif
-  update_baseline(x, score, z, n, u);
-}
+};
 
 // Calls run(offset of the first element, stride, number, place in the block) for each run of elements first .. last - 1 of a
 // sample that lie in one channel.
@@ -97,19 +76,9 @@ const float* load(const Operand& from, const Geometry& geometry, int64_t sample,
   if (from.dtype == ScalarType::Float && from.strides.spatial == 1 && geometry.channels == 1) {
     return static_cast<const float*>(from.data) + offset_of(from.strides, sample, {0, first});
   }
-  switch (from.dtype) {
-    case ScalarType::Float:
-      gather<float>(from, geometry, sample, first, last, buffer);
-      break;
-    case ScalarType::BFloat16:
-      gather<torch::headeronly::BFloat16>(from, geometry, sample, first, last, buffer);
-      break;
-    case ScalarType::Half:
-      gather<torch::headeronly::Half>(from, geometry, sample, first, last, buffer);
-      break;
-    default:
-      gather<double>(from, geometry, sample, first, last, buffer);
-  }
+  for_dtype(from.dtype, [&](auto type) {
+    gather<typename decltype(type)::type>(from, geometry, sample, first, last, buffer);
+  });
   return buffer;
 }
 
@@ -123,7 +92,7 @@ void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double 
   const int64_t* device_step = one_element<int64_t>(step_tensor, x, "step_tensor");
   const float eta = device_step_size ? *device_step_size : static_cast<float>(step_size);
   const uint32_t step_word = static_cast<uint32_t>(device_step ? *device_step : step);
-  const Update settings = {
+  const Settings settings = {
       eta, langevin_noise_scale(eta),
       clip ? static_cast<float>(*clip) : std::numeric_limits<float>::infinity()};
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
@@ -148,10 +117,10 @@ void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double 
           const float* old = load(batch.x, geometry, sample, first, last, x_buffer);
           float* const data = static_cast<float*>(batch.x.data);
           if (old != x_buffer) {
-            update(data + (old - data), s, z, last - first, settings);
+            run_simd(Update{data + (old - data), s, z, last - first, settings});
             continue;
           }
-          update(x_buffer, s, z, last - first, settings);
+          run_simd(Update{x_buffer, s, z, last - first, settings});
           for_each_run(geometry, batch.x.strides, sample, first, last,
                        [&](int64_t offset, int64_t stride, int64_t n, int64_t at) {
                          for (int64_t j = 0; j < n; ++j) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -41,7 +42,22 @@ inline std::vector<std::string> simd_levels() {
 #endif
 }
 
-// The highest level of this CPU, or a lower one named by NCSN_FAST_SIMD (for tests and for comparisons).
+// The level named by NCSN_FAST_SIMD (for tests and for comparisons), or `best` where it is unset or empty.
+inline Simd wanted_level(Simd best) {
+  const char* const value = std::getenv("NCSN_FAST_SIMD");
+  const std::string wanted = value == nullptr ? "" : value;
+  if (wanted.empty()) return best;
+  std::string names;
+  for (const Simd level : {Simd::kBaseline, Simd::kAvx2, Simd::kAvx512}) {
+    if (level > best) break;
+    if (wanted == simd_name(level)) return level;
+    names += names.empty() ? simd_name(level) : std::string(", ") + simd_name(level);
+  }
+  throw std::invalid_argument("NCSN_FAST_SIMD must be one of this processor's levels, " + names +
+                              "; got " + wanted);
+}
+
+// The highest level of this CPU, or a lower one named by NCSN_FAST_SIMD.
 inline Simd simd_level() {
   static const Simd level = [] {
     Simd best = Simd::kBaseline;
@@ -55,12 +71,7 @@ inline Simd simd_level() {
       }
     }
 #endif
-    if (const char* wanted = std::getenv("NCSN_FAST_SIMD")) {
-      for (const Simd lower : {Simd::kBaseline, Simd::kAvx2}) {
-        if (lower < best && std::string(wanted) == simd_name(lower)) best = lower;
-      }
-    }
-    return best;
+    return wanted_level(best);
   }();
   return level;
 }

@@ -1,8 +1,8 @@
 """Loads the compiled and the Triton kernels, each once, in silence, and remembers why one could not be loaded.
 
-Nothing here raises: ``ncsn_fast`` works with no compiler, no GPU and no Triton. The C++ kernels load with the package;
-those for a GPU when they are first needed, so that an import touches no driver. The reasons are shown by
-``ncsn_fast.info`` and by the error of a backend that was asked for by name.
+``ncsn_fast`` works with no compiler, no GPU and no Triton; only a wrong ``NCSN_FAST_SIMD`` raises (ValueError). The C++
+kernels load with the package; those for a GPU when they are first needed, so that an import touches no driver. The
+reasons are shown by ``ncsn_fast.info`` and by the error of a backend that was asked for by name.
 """
 
 from __future__ import annotations

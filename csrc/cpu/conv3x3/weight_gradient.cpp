@@ -9,8 +9,8 @@
 #endif
 
 #include "cpu/cond_instance_norm_elu.h"
-#include "cpu/conv3x3_arguments.h"
-#include "cpu/conv3x3_engine.h"
+#include "cpu/conv3x3/arguments.h"
+#include "cpu/conv3x3/inputs.h"
 
 namespace ncsn {
 namespace {

@@ -1,6 +1,6 @@
 // The convolution engine's kernels as a table of functions, one table for each SIMD level, and the constants of
-// Winograd's F(4x4, 3x3). What runs where and on which memory is decided in conv3x3_engine.h; the kernels are written
-// once, in conv3x3_kernels.h.
+// Winograd's F(4x4, 3x3). What runs where and on which memory is decided in convolver.h; the kernels are written once,
+// in level_forward.h and level_gradients.h.
 //
 // A tile is 4x4 outputs, made of 6x6 inputs. Its transforms have 36 positions; at each the convolution is a matrix
 // product over the channels (Winograd 1980; Lavin & Gray, "Fast algorithms for convolutional neural networks", 2015;

@@ -1,6 +1,6 @@
-// Compiles conv3x3_kernels.h for every SIMD level, and chooses at run time.
+// Compiles level.h for every SIMD level, and chooses at run time.
 
-#include "cpu/conv3x3.h"
+#include "cpu/conv3x3/kernels.h"
 
 #if NCSN_X86
 #include <immintrin.h>
@@ -13,7 +13,7 @@ namespace {
 #define NCSN_LEVEL_TARGET
 #define NCSN_LEVEL_WIDTH 4
 #define NCSN_LEVEL_ROWS 6
-#include "cpu/conv3x3_kernels.h"
+#include "cpu/conv3x3/level.h"
 }  // namespace
 }  // namespace baseline
 
@@ -23,7 +23,7 @@ namespace {
 #define NCSN_LEVEL_TARGET NCSN_TARGET_AVX2
 #define NCSN_LEVEL_WIDTH 8
 #define NCSN_LEVEL_ROWS 6
-#include "cpu/conv3x3_kernels.h"
+#include "cpu/conv3x3/level.h"
 }  // namespace
 }  // namespace avx2
 
@@ -32,7 +32,7 @@ namespace {
 #define NCSN_LEVEL_TARGET NCSN_TARGET_AVX512
 #define NCSN_LEVEL_WIDTH 16
 #define NCSN_LEVEL_ROWS 14
-#include "cpu/conv3x3_kernels.h"
+#include "cpu/conv3x3/level.h"
 }  // namespace
 }  // namespace avx512
 #endif
