@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import boolean, one_of, positive_int
+from ..ops.schema import PADDINGS
 from ..schedules import check_sigmas
 
-POOL_PADDINGS = ("neg_inf", "zero")
 NORMS = ("instance", "instance++")
 NUM_STAGES = 4
 
@@ -72,7 +72,7 @@ class NCSNConfig:
             # Not the float32 values of the check: Python floats come back as they were given.
             values = self.sigmas.tolist() if hasattr(self.sigmas, "tolist") else self.sigmas
             self._store("sigmas", tuple(float(sigma) for sigma in values))
-        for name, known in (("pool_padding", POOL_PADDINGS), ("norm", NORMS)):
+        for name, known in (("pool_padding", tuple(PADDINGS)), ("norm", NORMS)):
             self._store(name, one_of(name, getattr(self, name), known))
         if self.norm == "instance++" and self.nf == 1:
             raise ValueError("norm 'instance++' compares channels and needs nf >= 2, got nf 1")

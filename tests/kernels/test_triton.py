@@ -298,7 +298,7 @@ def test_auto_takes_triton_where_no_cuda_kernels_are(monkeypatch):
     """The choice is made from metadata: no GPU is needed to see it."""
     pairs = product(dispatch.OPERATORS, ("native", "triton"))
     kernels = {
-        (op, backend, "cuda"): backend == "triton" and op not in dispatch.COMPOSED
+        (op, backend, "cuda"): backend == "triton" and op not in dispatch.COMPOSITES
         for op, backend in pairs
     }
     monkeypatch.setattr(extension, "_kernels", kernels)
