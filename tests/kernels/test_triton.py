@@ -23,6 +23,7 @@ from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from ncsn_fast.kernels import (  # noqa: E402
+    avg_pool5,
     cond_instance_norm_elu,
     cond_instance_norm_elu_backward,
     langevin_step,
@@ -33,6 +34,7 @@ from ncsn_fast.kernels import (  # noqa: E402
     tuned,
 )
 from ncsn_fast.ops import dispatch, extension  # noqa: E402
+from ncsn_fast.ops.schema import PADDINGS  # noqa: E402
 
 EXCHANGE = 4 * 4 * philox.GROUPS_PER_PROGRAM  # bytes: at most one exchange of the noise
 SCORES = ("fp32", "bf16", "fp16", "fp64")
@@ -214,19 +216,27 @@ def pool_launches(n, channels, size, dtype, last, padding="neg_inf"):
     x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
 
     def call() -> None:
-        max_pool5.max_pool5_backward(max_pool5.max_pool5(x, padding), x, padding)
+        border = PADDINGS[padding]
+        max_pool5.max_pool5_backward(max_pool5.max_pool5(x, border), x, border)
 
     return launches_of(max_pool5, call)
 
 
+def mean_launches(n, channels, size, dtype, last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
+    return launches_of(avg_pool5, lambda: avg_pool5.avg_pool5(x))
+
+
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-# Sizes of the network, large and odd ones; the first five have every kernel, and are for every chip.
+# Sizes of the network, large and odd ones; the first six have every kernel, and are for every chip.
 NETWORK = {
     "norm nhwc 32x32 bf16": partial(norm_launches, 256, 128, 32, BF16, True, False),
     "norm nchw 32x32 bf16": partial(norm_launches, 256, 128, 32, BF16, False, False),
     "norm nhwc 64x64 fp16": partial(norm_launches, 256, 128, 64, F16, True, False),
     "norm++ nhwc 32x32 bf16": partial(norm_launches, 1, 128, 32, BF16, True, True),
     "pool nhwc 32x32 bf16": partial(pool_launches, 256, 128, 32, BF16, True),
+    "mean nhwc 32x32 bf16": partial(mean_launches, 256, 128, 32, BF16, True),
     "norm nhwc 32x32 fp32": partial(norm_launches, 256, 128, 32, F32, True, False),
     "norm nchw 32x32 fp32": partial(norm_launches, 256, 128, 32, F32, False, False),
     "norm nhwc 28x28 bf16": partial(norm_launches, 256, 128, 28, BF16, True, False),
@@ -235,7 +245,7 @@ NETWORK = {
     "norm nhwc 33x33x130 bf16": partial(norm_launches, 16, 130, 33, BF16, True, False),
     "pool nchw 32x32 fp32 zero": partial(pool_launches, 256, 128, 32, F32, False, "zero"),
 }
-EVERYWHERE = tuple(NETWORK)[:5]
+EVERYWHERE = tuple(NETWORK)[:6]
 # Bytes. A tile that changed its layout by way of shared memory would take tens of KiB.
 MOST_SHARED = {"cuda": 8192, "hip": 16384}
 
@@ -258,7 +268,7 @@ def test_network_compiles(target, tmp_path):
 
 def test_every_kernel_is_compiled_everywhere():
     names = {launch.name for name in EVERYWHERE for launch in NETWORK[name]()}
-    for module in (cond_instance_norm_elu, cond_instance_norm_elu_backward, max_pool5):
+    for module in (avg_pool5, cond_instance_norm_elu, cond_instance_norm_elu_backward, max_pool5):
         assert {n for n in vars(module) if re.fullmatch(r"(?!in_one)\w+_kernel", n)} <= names
 
 
