@@ -42,12 +42,17 @@ FLAGS = ("X_LAST", "SCORE_LAST", "NOISE_LAST", "CHANNEL_MINOR", "WIDE")
 
 
 @pytest.mark.parametrize(
-    ("file", "least"), [("_triton_interpreted.py", 60), ("_triton_interpreted_network.py", 45)]
+    ("tests", "least"),
+    [
+        ("kernels/_interpreted_noise.py", 60),
+        ("kernels/_interpreted_norm_and_pools.py", 45),
+        ("ops", 60),  # those of the fixture `backend`
+    ],
 )
-def test_interpreter(file, least, tmp_path):
-    """Runs a file of tests where TRITON_INTERPRET=1 is set before anything is imported."""
+def test_interpreter(tests, least, tmp_path):
+    """Runs tests where TRITON_INTERPRET=1 is set before anything is imported."""
     report = tmp_path / "report.xml"
-    tests = Path(__file__).with_name(file)
+    tests = Path(__file__).parents[1] / tests
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", tests],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
