@@ -177,7 +177,9 @@ def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
 
 
 # The same for the Triton kernels alone.
-TRITON_LIMITS: dict[str, Callable[..., str | None]] = {"cond_instance_norm_elu": _triton_norm}
+TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
+    "cond_instance_norm_elu": _triton_norm,
+}
 
 
 def select_convolution(
