@@ -41,6 +41,14 @@ def test_against_float64(layout, record_backends):
     assert relative_error(y, expected) <= WINOGRAD.forward
 
 
+def test_the_rounding_of_many_channels():
+    """Of numbers without a pattern, whose products cancel; other interpolation points would double it."""
+    x, weight, *_ = inputs((1, 256, 12, 12), 32)
+    y = ops.conv3x3(x, weight, None, conv_algo="winograd")
+    wide = reference.conv3x3(x.double(), weight.double(), None)
+    assert relative_error(y, wide) <= WINOGRAD.forward
+
+
 def test_which_algorithm(record_backends):
     def ran_by(channels, height, width, dilation, conv_algo, dtype=torch.float32):
         x, weight, bias, _ = (t.to(dtype) for t in inputs((1, channels, height, width), 4))
