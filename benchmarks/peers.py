@@ -209,7 +209,7 @@ class Function:
         if names != ["reference"]:
             return names[:-1]
         # What no kernel does at once is made of parts, each with the backend that it has.
-        return [OURS] if set(self.operators) & set(dispatch.COMPOSED) else names
+        return [OURS] if set(self.operators) & set(dispatch.COMPOSITES) else names
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,13 @@ def gather_kernel(
         at += down
 
 
+def zero_border(padding: int) -> bool:
+    """Whether the border counts as zero, and not as minus infinity."""
+    if padding not in (0, 1):
+        raise ValueError(f"padding must be 0 (neg_inf) or 1 (zero), got {padding}")
+    return padding == 1
+
+
 def launch_arguments(x: torch.Tensor) -> tuple[tuple[int, int], tuple[int, ...], dict[str, object]]:
     """Grid, sizes and constants that all of these kernels take."""
     samples, channels, height, width = x.shape
@@ -197,23 +204,25 @@ def max_pool5(x: torch.Tensor, padding: int) -> torch.Tensor:
 
     ``padding`` is 0, minus infinity, or 1, zero.
     """
+    zero = zero_border(padding)
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
     grid, sizes, constants = launch_arguments(x)
     with on_device_of(x):
-        pool_kernel[grid](x, y, *sizes, ZERO=padding == 1, **constants)
+        pool_kernel[grid](x, y, *sizes, ZERO=zero, **constants)
     return y
 
 
 def max_pool5_backward(grad_y: torch.Tensor, x: torch.Tensor, padding: int) -> torch.Tensor:
     """Each output's gradient, to the first maximum of its window in row-major order."""
+    zero = zero_border(padding)
     grad_x = torch.empty_like(x)
     if x.numel() == 0:
         return grad_x
     places = torch.empty_like(x, dtype=torch.uint8)
     grid, sizes, constants = launch_arguments(x)
     with on_device_of(x):
-        place_kernel[grid](x, places, *sizes, ZERO=padding == 1, **constants)
+        place_kernel[grid](x, places, *sizes, ZERO=zero, **constants)
         gather_kernel[grid](in_layout_of(grad_y, x), places, grad_x, *sizes, **constants)
     return grad_x

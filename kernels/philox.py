@@ -229,6 +229,8 @@ def philox_(
     ``out`` is contiguous or channels_last, its first axis the samples; ``seed`` is the signed form
     of the 64-bit seed.
     """
+    if kind not in (0, 1, 2):
+        raise ValueError(f"kind must be 0, 1 or 2, got {kind}")
     if out.numel() == 0:
         return
     flat = out.is_contiguous()

@@ -14,6 +14,7 @@ import torch
 
 from . import __version__
 from .ops import dispatch, extension
+from .ops.algorithms import COMPOSED, CONV_ALGORITHMS
 
 _PACKAGES = ("triton", "numpy", "safetensors", "huggingface_hub")
 
@@ -64,8 +65,9 @@ def _operators(device_type: str) -> dict[str, dict[str, Any]]:
             backend: dispatch.why_not(backend, op, device_type) for backend in dispatch.BACKENDS
         }
         auto = next(name for name in dispatch.AUTO[device_type] if reasons[name] is None)
-        composed = auto == "reference" and op in dispatch.COMPOSED
-        table[op] = {"auto": "composed" if composed else auto, "why_not": reasons}
+        if auto == "reference" and op in dispatch.COMPOSITES:
+            auto = COMPOSED
+        table[op] = {"auto": auto, "why_not": reasons}
     return table
 
 
@@ -96,6 +98,7 @@ def collect() -> dict[str, Any]:
             if name in os.environ
         },
         "operators": {device_type: _operators(device_type) for device_type in device_types},
+        "conv_algorithms": [algorithm.facts() for algorithm in CONV_ALGORITHMS],
     }
 
 
@@ -131,6 +134,11 @@ def render(info: dict[str, Any]) -> str:
             for backend, reason in facts["why_not"].items():
                 if reason is not None:
                     lines.append(f"  {'':24}   not {backend}: {reason}")
+    lines += ["", "The 3x3 convolution, by conv_algo:"]
+    for facts in info["conv_algorithms"]:
+        where = f"device {facts['device']}, dtype {facts['dtype']}"
+        lines.append(f"  {facts['conv_algo']:24} {facts['backend']}: {where}")
+        lines.append(f"  {'':24}   auto takes it {facts['auto takes it']}")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@
 //
 // With n = round(x / ln 2) and r = x - n ln 2, e^x = 2^n (1 + p(r)) and e^x - 1 = 2^n p(r) + (2^n - 1): at n = 0 this
 // is p itself, so that expm1 keeps its relative error down to the smallest x. For x <= 0, with or without fused
-// multiply-adds (tests/ops/test_native_norm.py measures it at every SIMD level):
+// multiply-adds (tests/ops/test_cond_instance_norm_elu.py measures it at every SIMD level):
 //
 //     float   relative error of both below 1e-7, hence the absolute error too; of exp for x > -87.3, and beyond an
 //             absolute error below 1e-38

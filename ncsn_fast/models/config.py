@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..checks import boolean, one_of, positive_int
+from ..ops.schema import PADDINGS
 from ..schedules import check_sigmas
 
-POOL_PADDINGS = ("neg_inf", "zero")
 NORMS = ("instance", "instance++")
 NUM_STAGES = 4
 
@@ -139,7 +139,7 @@ class NCSNConfig:
         self._store("dilations", _check_dilations(self.dilations))
         self._store("scale_by_sigma", boolean("scale_by_sigma", self.scale_by_sigma))
         self._store("sigmas", fixed_ladder(self.sigmas, self.num_classes))
-        for name, known in (("pool_padding", POOL_PADDINGS), ("norm", NORMS)):
+        for name, known in (("pool_padding", tuple(PADDINGS)), ("norm", NORMS)):
             self._store(name, one_of(name, getattr(self, name), known))
         if self.norm == "instance++" and self.nf == 1:
             raise ValueError("norm 'instance++' compares channels and needs nf >= 2, got nf 1")

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from ..checks import integer
+from .algorithms import names_of
 from .schema import PADDINGS
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def names(dtypes: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
 def check_tensor(
@@ -25,7 +22,7 @@ def check_tensor(
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name} must have dtype {names(dtypes)}, got {names([value.dtype])}")
+        raise TypeError(f"{name} must have dtype {names_of(dtypes)}, got {names_of([value.dtype])}")
     if like is not None and value.device != like.device:
         raise RuntimeError(f"{name} must be on {like.device}, where x is, got {value.device}")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import extension
+from .algorithms import COMPOSED, CONV_ALGORITHMS, WINOGRAD, names_of
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
@@ -27,8 +28,9 @@ OPERATORS = (
     "philox_",
 )
 
-# Operators that are made of others where no kernel does them at once; the parts then answer for the backend.
-COMPOSED = ("conv3x3", "norm_elu_conv3x3")
+# Operators that are made of others where no kernel does them at once. `select` answers COMPOSED for them where it would
+# answer "reference" for any other: which backend ran is then a question to the parts.
+COMPOSITES = ("conv3x3", "norm_elu_conv3x3")
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
 AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference")}
@@ -143,13 +145,13 @@ def _dense(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def _not_float32(*tensors: Tensor | None) -> str | None:
+def _not_of_the_engine(*tensors: Tensor | None) -> str | None:
     device_type = tensors[0].device.type
     if torch.is_autocast_enabled(device_type):
         return f"autocast asks for {torch.get_autocast_dtype(device_type)}"
     for tensor in tensors:
-        if tensor is not None and tensor.dtype != torch.float32:
-            return f"the convolution engine computes in float32, got {tensor.dtype}"
+        if tensor is not None and tensor.dtype not in WINOGRAD.dtypes:
+            return f"the convolution engine computes in {names_of(WINOGRAD.dtypes)}, got {tensor.dtype}"
     return None
 
 
@@ -157,11 +159,11 @@ def _not_float32(*tensors: Tensor | None) -> str | None:
 LIMITS: dict[str, Callable[..., str | None]] = {
     "avg_pool5": _dense,
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
-    "conv3x3": lambda x, *rest: _dense(x) or _not_float32(x, *rest),
+    "conv3x3": lambda x, *rest: _dense(x) or _not_of_the_engine(x, *rest),
     "langevin_step_": _dense,
     "max_pool5": _dense,
     "norm_elu_conv3x3": lambda x, labels=None, norm_weight=None, *rest: (
-        _dense(x) or _not_float32(x, *rest)
+        _dense(x) or _not_of_the_engine(x, *rest)
     ),
     "philox_": _dense,
 }
@@ -175,55 +177,40 @@ def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
 
 
 # The same for the Triton kernels alone.
-TRITON_LIMITS: dict[str, Callable[..., str | None]] = {"cond_instance_norm_elu": _triton_norm}
-
-# Where Winograd's F(4x4, 3x3) beats a direct convolution on a CPU, by measurement. For one sample, so that a sample's
-# result does not depend on its batch.
-CONV_ALGORITHMS = ("auto", "direct", "winograd")
-WINOGRAD_TILE = 4
-WINOGRAD_LEAST_FILL = 0.3  # of the tiles by outputs; dilation d makes d x d small images of one
-WINOGRAD_LEAST_CHANNELS = 16  # with fewer there is little to save ...
-WINOGRAD_FEW_PIXELS = 144  # ... but in a small image all that counts is one call instead of some
-
-
-def winograd_pays(x: Tensor, dilation: int) -> bool:
-    """Whether ``conv_algo="auto"`` takes the convolution engine for ``(N, C, H, W)``."""
-    tiles = 1
-    for size in x.shape[2:]:
-        long, images = size // dilation + 1, size % dilation
-        short = dilation - images
-        per_image = [-(-length // WINOGRAD_TILE) for length in (long, long - 1)]
-        tiles *= images * per_image[0] + short * per_image[1]
-    pixels = x.shape[2] * x.shape[3]
-    if pixels < WINOGRAD_LEAST_FILL * WINOGRAD_TILE**2 * tiles:
-        return False
-    return x.shape[1] >= WINOGRAD_LEAST_CHANNELS or pixels <= WINOGRAD_FEW_PIXELS
+TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
+    "cond_instance_norm_elu": _triton_norm,
+}
 
 
 def select_convolution(
     op: str, backend: str | None, conv_algo: str, dilation: int, *tensors: Tensor | None
 ) -> str:
-    """:func:`select`, where on a CPU ``native`` is Winograd's algorithm and ``reference`` a direct convolution.
+    """:func:`select`, and among the algorithms of ``CONV_ALGORITHMS``: the backend of the one to use, or ``COMPOSED``.
 
     Raises:
-        BackendError: as :func:`select`; ``conv_algo="winograd"`` and no backend that has it can serve the call.
+        BackendError: as :func:`select`; the algorithm asked for cannot serve the call.
         ValueError: as :func:`select`; an unknown ``conv_algo``.
     """
-    if conv_algo not in CONV_ALGORITHMS:
-        raise ValueError(
-            f"conv_algo must be one of {', '.join(CONV_ALGORITHMS)}, got {conv_algo!r}"
-        )
+    names = tuple(algorithm.name for algorithm in CONV_ALGORITHMS)
+    if conv_algo != "auto" and conv_algo not in names:
+        known = ", ".join(("auto", *sorted(names)))
+        raise ValueError(f"conv_algo must be one of {known}, got {conv_algo!r}")
     chosen = select(op, backend, *tensors)
-    if conv_algo == "direct":
-        return "reference"
-    if conv_algo == "winograd":
-        reason = transform() or why_not("native", op, tensors[0].device.type, *tensors)
+    x = tensors[0]
+    if conv_algo == "auto":
+        if backend is not None:
+            return chosen
+        return next(
+            algorithm.backend
+            for algorithm in CONV_ALGORITHMS
+            if algorithm.backend in (chosen, COMPOSED) and algorithm.pays(x, dilation)
+        )
+    wanted = CONV_ALGORITHMS[names.index(conv_algo)].backend
+    if wanted != COMPOSED:
+        reason = transform() or why_not(wanted, op, x.device.type, *tensors)
         if reason is not None:
-            raise BackendError(f"conv_algo 'winograd' cannot serve {op}: {reason}")
-        return "native"
-    if chosen == "native" and backend is None and tensors[0].device.type == "cpu":
-        return chosen if winograd_pays(tensors[0], dilation) else "reference"
-    return chosen
+            raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
+    return wanted
 
 
 def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:
@@ -248,32 +235,35 @@ def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) ->
 
 
 def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
-    """The backend that serves this call.
+    """The backend that serves this call; ``COMPOSED`` for one of ``COMPOSITES`` that no kernel serves as a whole.
 
     Raises:
         BackendError: the backend asked for, by the call or by :func:`set_backend`, cannot serve it.
         ValueError: there is no backend of that name.
     """
+    plain = COMPOSED if op in COMPOSITES else "reference"
     choice = _policy.get(op, _policy["*"]) if backend is None else _check_backend(backend)
     reason = transform()
     if reason is not None:
         if choice in ("auto", "reference"):
-            return "reference"
+            return plain
         raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
     device_type = tensors[0].device.type
+    if choice == "reference":
+        return plain
     if choice != "auto":
         reason = why_not(choice, op, device_type, *tensors)
-        if reason is not None and op in COMPOSED:
-            return "reference"
-        if reason is not None:
-            raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
-        return choice
+        if reason is None:
+            return choice
+        if op in COMPOSITES:
+            return COMPOSED
+        raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
     if _being_written_down():  # a graph that runs without this package
-        return "reference"
+        return plain
     for name in AUTO.get(device_type, ()):
-        if why_not(name, op, device_type, *tensors) is None:
+        if name != "reference" and why_not(name, op, device_type, *tensors) is None:
             return name
-    return "reference"
+    return plain
 
 
 # Set to nothing is as good as not set, as of any environment variable.

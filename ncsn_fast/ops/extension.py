@@ -24,6 +24,17 @@ _Answer = TypeVar("_Answer")
 
 BUILD_COMMAND = "pip install --no-build-isolation ."
 
+# Operators in Triton, and the files in kernels/ that have them; the function that launches one has its name.
+TRITON_KERNELS = {
+    "avg_pool5": "avg_pool5",
+    "cond_instance_norm_elu": "cond_instance_norm_elu",
+    "cond_instance_norm_elu_backward": "cond_instance_norm_elu_backward",
+    "langevin_step_": "langevin_step",
+    "max_pool5": "max_pool5",
+    "max_pool5_backward": "max_pool5",
+    "philox_": "philox",
+}
+
 _status: dict[str, str | None] = {}
 _kernels: dict[tuple[str, str, str], bool] = {}  # asked only once the library is loaded
 _lock = threading.Lock()
@@ -107,29 +118,16 @@ def _load_triton() -> str | None:
     if not (torch.cuda.is_available() or interpreting()):
         return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     try:
-        from ncsn_fast.kernels import (
-            avg_pool5,
-            cond_instance_norm_elu,
-            cond_instance_norm_elu_backward,
-            langevin_step,
-            max_pool5,
-            philox,
-        )
+        kernels = {
+            name: getattr(importlib.import_module(f"ncsn_fast.kernels.{file}"), name)
+            for name, file in TRITON_KERNELS.items()
+        }
     except _LOAD_ERRORS as error:
         return f"triton does not load: {error}"
     library = schema.LIBRARIES[schema.TRITON]
     for key in ("CUDA", "CPU") if interpreting() else ("CUDA",):
-        library.impl("cond_instance_norm_elu", cond_instance_norm_elu.cond_instance_norm_elu, key)
-        library.impl(
-            "cond_instance_norm_elu_backward",
-            cond_instance_norm_elu_backward.cond_instance_norm_elu_backward,
-            key,
-        )
-        library.impl("avg_pool5", avg_pool5.avg_pool5, key)
-        library.impl("max_pool5", max_pool5.max_pool5, key)
-        library.impl("max_pool5_backward", max_pool5.max_pool5_backward, key)
-        library.impl("langevin_step_", langevin_step.langevin_step_, key)
-        library.impl("philox_", philox.philox_, key)
+        for name, kernel in kernels.items():
+            library.impl(name, kernel, key)
     return None
 
 

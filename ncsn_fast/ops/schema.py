@@ -21,7 +21,6 @@ PHILOX_BITS, PHILOX_UNIFORM, PHILOX_NORMAL = 0, 1, 2
 # What surrounds a pool's image, as the operators take it. A string would leak at every call: the stable ABI hands C++ a
 # copy of it that nobody owns. So no operator of this project takes a string.
 PADDINGS = {"neg_inf": 0, "zero": 1}
-_PADDING_NAMES = {number: name for name, number in PADDINGS.items()}
 
 SCHEMAS = {
     "cond_instance_norm_elu": (
@@ -64,12 +63,20 @@ def fingerprint() -> str:
     return hashlib.sha256(repr(sorted(SCHEMAS.items())).encode()).hexdigest()[:16]
 
 
+def _padding_name(number):
+    for name, known in PADDINGS.items():
+        if number == known:
+            return name
+    known = " or ".join(f"{known} ({name})" for name, known in PADDINGS.items())
+    raise ValueError(f"padding must be {known}, got {number}")
+
+
 def _max_pool5(x, padding):
-    return reference.max_pool5(x, _PADDING_NAMES[padding])
+    return reference.max_pool5(x, _padding_name(padding))
 
 
 def _max_pool5_backward(grad_y, x, padding):
-    return reference.max_pool5_backward(grad_y, x, _PADDING_NAMES[padding])
+    return reference.max_pool5_backward(grad_y, x, _padding_name(padding))
 
 
 def _langevin_step_(
@@ -97,9 +104,15 @@ def _langevin_step_(
 
 
 def _philox_(out, seed, step, sample_offset, stream, kind):
-    draw = (reference.philox_bits, reference.philox_uniform, reference.philox_normal)[kind]
+    draws = {
+        PHILOX_BITS: reference.philox_bits,
+        PHILOX_UNIFORM: reference.philox_uniform,
+        PHILOX_NORMAL: reference.philox_normal,
+    }
+    if kind not in draws:
+        raise ValueError(f"kind must be 0, 1 or 2, got {kind}")
     out.copy_(
-        draw(
+        draws[kind](
             tuple(out.shape),
             seed=seed,
             step=step,

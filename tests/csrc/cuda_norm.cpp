@@ -1,4 +1,4 @@
-// The launches of cond_instance_norm_elu on the CPU, thread by thread, for test_cuda_norm.py.
+// The launches of cond_instance_norm_elu on the CPU, thread by thread, for test_cuda_cond_instance_norm_elu.py.
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-// The launches of max_pool5 on the CPU, thread by thread, for test_cuda_pool.py.
+// The launches of max_pool5 on the CPU, thread by thread, for test_cuda_max_pool5.py.
 
 #include "cuda/max_pool5.cuh"
 

@@ -23,6 +23,7 @@ from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from ncsn_fast.kernels import (  # noqa: E402
+    avg_pool5,
     cond_instance_norm_elu,
     cond_instance_norm_elu_backward,
     langevin_step,
@@ -33,6 +34,7 @@ from ncsn_fast.kernels import (  # noqa: E402
     tuned,
 )
 from ncsn_fast.ops import dispatch, extension  # noqa: E402
+from ncsn_fast.ops.schema import PADDINGS  # noqa: E402
 
 EXCHANGE = 4 * 4 * philox.GROUPS_PER_PROGRAM  # bytes: at most one exchange of the noise
 SCORES = ("fp32", "bf16", "fp16", "fp64")
@@ -40,12 +42,17 @@ FLAGS = ("X_LAST", "SCORE_LAST", "NOISE_LAST", "CHANNEL_MINOR", "WIDE")
 
 
 @pytest.mark.parametrize(
-    ("file", "least"), [("_triton_interpreted.py", 60), ("_triton_interpreted_network.py", 45)]
+    ("tests", "least"),
+    [
+        ("kernels/_interpreted_noise.py", 60),
+        ("kernels/_interpreted_norm_and_pools.py", 45),
+        ("ops", 60),  # those of the fixture `backend`
+    ],
 )
-def test_interpreter(file, least, tmp_path):
-    """Runs a file of tests where TRITON_INTERPRET=1 is set before anything is imported."""
+def test_interpreter(tests, least, tmp_path):
+    """Runs tests where TRITON_INTERPRET=1 is set before anything is imported."""
     report = tmp_path / "report.xml"
-    tests = Path(__file__).with_name(file)
+    tests = Path(__file__).parents[1] / tests
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", tests],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -214,19 +221,27 @@ def pool_launches(n, channels, size, dtype, last, padding="neg_inf"):
     x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
 
     def call() -> None:
-        max_pool5.max_pool5_backward(max_pool5.max_pool5(x, padding), x, padding)
+        border = PADDINGS[padding]
+        max_pool5.max_pool5_backward(max_pool5.max_pool5(x, border), x, border)
 
     return launches_of(max_pool5, call)
 
 
+def mean_launches(n, channels, size, dtype, last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
+    return launches_of(avg_pool5, lambda: avg_pool5.avg_pool5(x))
+
+
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-# Sizes of the network, large and odd ones; the first five have every kernel, and are for every chip.
+# Sizes of the network, large and odd ones; the first six have every kernel, and are for every chip.
 NETWORK = {
     "norm nhwc 32x32 bf16": partial(norm_launches, 256, 128, 32, BF16, True, False),
     "norm nchw 32x32 bf16": partial(norm_launches, 256, 128, 32, BF16, False, False),
     "norm nhwc 64x64 fp16": partial(norm_launches, 256, 128, 64, F16, True, False),
     "norm++ nhwc 32x32 bf16": partial(norm_launches, 1, 128, 32, BF16, True, True),
     "pool nhwc 32x32 bf16": partial(pool_launches, 256, 128, 32, BF16, True),
+    "mean nhwc 32x32 bf16": partial(mean_launches, 256, 128, 32, BF16, True),
     "norm nhwc 32x32 fp32": partial(norm_launches, 256, 128, 32, F32, True, False),
     "norm nchw 32x32 fp32": partial(norm_launches, 256, 128, 32, F32, False, False),
     "norm nhwc 28x28 bf16": partial(norm_launches, 256, 128, 28, BF16, True, False),
@@ -235,7 +250,7 @@ NETWORK = {
     "norm nhwc 33x33x130 bf16": partial(norm_launches, 16, 130, 33, BF16, True, False),
     "pool nchw 32x32 fp32 zero": partial(pool_launches, 256, 128, 32, F32, False, "zero"),
 }
-EVERYWHERE = tuple(NETWORK)[:5]
+EVERYWHERE = tuple(NETWORK)[:6]
 # Bytes. A tile that changed its layout by way of shared memory would take tens of KiB.
 MOST_SHARED = {"cuda": 8192, "hip": 16384}
 
@@ -258,7 +273,7 @@ def test_network_compiles(target, tmp_path):
 
 def test_every_kernel_is_compiled_everywhere():
     names = {launch.name for name in EVERYWHERE for launch in NETWORK[name]()}
-    for module in (cond_instance_norm_elu, cond_instance_norm_elu_backward, max_pool5):
+    for module in (avg_pool5, cond_instance_norm_elu, cond_instance_norm_elu_backward, max_pool5):
         assert {n for n in vars(module) if re.fullmatch(r"(?!in_one)\w+_kernel", n)} <= names
 
 
@@ -298,7 +313,7 @@ def test_auto_takes_triton_where_no_cuda_kernels_are(monkeypatch):
     """The choice is made from metadata: no GPU is needed to see it."""
     pairs = product(dispatch.OPERATORS, ("native", "triton"))
     kernels = {
-        (op, backend, "cuda"): backend == "triton" and op not in dispatch.COMPOSED
+        (op, backend, "cuda"): backend == "triton" and op not in dispatch.COMPOSITES
         for op, backend in pairs
     }
     monkeypatch.setattr(extension, "_kernels", kernels)

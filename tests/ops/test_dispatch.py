@@ -14,6 +14,7 @@ import torch
 import ncsn_fast
 from ncsn_fast import info, ops, set_backend, use_backend
 from ncsn_fast.ops import dispatch, extension, schema
+from ncsn_fast.ops.algorithms import COMPOSED, CONV_ALGORITHMS
 
 
 def ran_by(record_backends, **arguments):
@@ -205,6 +206,7 @@ def test_info_as_text():
         f"ncsn_fast {ncsn_fast.__version__}",
         "kernels    cpu: loaded",
         "norm_elu_conv3x3",
+        "winograd                 native: device cpu, dtype float32",
     ):
         assert line in result.stdout
     wrong = subprocess.run([*command, "--yaml"], capture_output=True, text=True)
@@ -217,6 +219,9 @@ def test_info_lists_every_operator_and_backend():
     for facts in table.values():
         assert set(facts["why_not"]) == set(dispatch.BACKENDS)
         assert facts["why_not"]["reference"] is None
+    rows = info.collect()["conv_algorithms"]
+    assert [row["conv_algo"] for row in rows] == ["winograd", "direct"]
+    assert rows[0]["backend"] == "native" and rows[0]["dtype"] == "float32"
 
 
 def test_kernels_of_other_schemas_are_refused(monkeypatch):
@@ -224,6 +229,57 @@ def test_kernels_of_other_schemas_are_refused(monkeypatch):
     assert extension._load_cpu() is None
     monkeypatch.setitem(schema.SCHEMAS, "max_pool5", "(Tensor x, str padding) -> Tensor")
     assert "another version of the sources: build it anew" in extension._load_cpu()
+
+
+def test_a_number_without_a_meaning_is_refused():
+    """By the kernels of every backend, for calls past the public functions."""
+    x = torch.zeros(1, 1, 2, 2)
+    native = torch.ops.ncsn_fast
+    for number in (2, -1):
+        for pool in (native.max_pool5, schema.KERNELS["max_pool5"]):
+            with pytest.raises((RuntimeError, ValueError), match=rf"\(zero\), got {number}"):
+                pool(x, number)
+        for pool in (native.max_pool5_backward, schema.KERNELS["max_pool5_backward"]):
+            with pytest.raises((RuntimeError, ValueError), match=rf"\(zero\), got {number}"):
+                pool(x, x, number)
+    for kind in (3, -1):
+        for draw in (native.philox_, schema.KERNELS["philox_"]):
+            with pytest.raises((RuntimeError, ValueError), match=f"0, 1 or 2, got {kind}"):
+                draw(x, 0, 0, 0, 0, kind)
+
+
+def test_the_table_of_algorithms_has_every_kernel_of_the_convolution():
+    """A kernel that is not in it would never be taken; and no row without a kernel."""
+    in_table = {
+        (algorithm.backend, device) for algorithm in CONV_ALGORITHMS for device in algorithm.devices
+    }
+    for op in dispatch.COMPOSITES:
+        for backend in ("native", "triton"):
+            for device in ("cpu", "cuda"):
+                if extension.has_kernel(op, backend, device):
+                    assert (backend, device) in in_table
+        assert all(
+            extension.has_kernel(op, backend, device)
+            for backend, device in in_table
+            if device == "cpu"
+        )
+    # The last one serves everything.
+    assert CONV_ALGORITHMS[-1].backend == COMPOSED and not CONV_ALGORITHMS[-1].devices
+
+
+def test_what_is_composed_has_a_name_of_its_own():
+    x, weight = torch.zeros(1, 3, 4, 4, dtype=torch.float64), torch.zeros(2, 3, 3, 3).double()
+    assert dispatch.select("conv3x3", None, x, weight) == COMPOSED
+    assert dispatch.select("conv3x3", "reference", x, weight) == COMPOSED
+    assert dispatch.select("max_pool5", "reference", x) == "reference"
+    x, weight = x.float(), weight.float()
+    chosen = [
+        dispatch.select_convolution("conv3x3", backend, algorithm, 1, x, weight)
+        for backend, algorithm in (
+            (None, "auto"), (None, "direct"), ("reference", "winograd"), ("reference", "auto"),
+        )
+    ]  # fmt: skip
+    assert chosen == ["native", COMPOSED, "native", COMPOSED]
 
 
 def test_another_thread_never_sees_half_a_policy():

@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from support.cpu import assert_threads_give_the_same_bits, between_nans, poisoned_outputs
 from support.tolerances import TOLERANCES, WINOGRAD, relative_error
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils import deterministic
 
 from ncsn_fast import ops, use_backend
 from ncsn_fast.ops import autograd, reference
@@ -152,41 +152,22 @@ def test_what_is_not_finite_stays_in_its_sample(bad):
 @ELU
 def test_any_number_of_threads_gives_the_same_bits(elu):
     *arguments, grad = inputs((3, 16, 33, 32), 40)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(gradients(ours, arguments, grad, 1, None, elu, conv_algo="winograd"))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    assert_threads_give_the_same_bits(
+        lambda: gradients(ours, arguments, grad, 1, None, elu, conv_algo="winograd"), (1, 2, 3)
+    )
 
 
 @ELU
 @pytest.mark.parametrize("case", CASES[:5], ids=str)
 def test_unaligned_slices_between_nans(case, elu):
     """Outputs begin as NaN, inputs lie at an odd offset between NaN."""
-
-    def between_nans(t):
-        buffer = torch.full((t.numel() + 66,), float("nan"))
-        return buffer[33:-33].as_strided(t.shape, t.stride(), storage_offset=33).copy_(t)
-
     shape, outputs, dilation = case
     *arguments, grad = inputs(shape, outputs)
     call = (dilation, None, elu)
     want = gradients(ours, arguments, grad, *call, conv_algo="winograd")
-    before = torch.are_deterministic_algorithms_enabled()
-    try:
-        torch.use_deterministic_algorithms(True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(deterministic, "fill_uninitialized_memory", True)
-            assert torch.empty(1).isnan()
-            poisoned = [between_nans(t) for t in arguments], between_nans(grad)
-            got = gradients(ours, *poisoned, *call, conv_algo="winograd")
-    finally:
-        torch.use_deterministic_algorithms(before)
+    with poisoned_outputs():
+        poisoned = [*map(between_nans, arguments)], between_nans(grad)
+        got = gradients(ours, *poisoned, *call, conv_algo="winograd")
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 

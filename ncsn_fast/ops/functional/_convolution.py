@@ -1,8 +1,9 @@
-"""What the 3x3 convolutions share: the checks of their arguments, and the call of the operator of a backend."""
+"""What the 3x3 convolutions share: the checks of their arguments, the direct algorithm, the call of a backend."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd
@@ -31,6 +32,14 @@ def check_convolution(
         check_tensor("residual", residual, FLOATING, like=x)
         check_shape("residual", residual, (n, out_channels, *size))
     return x, weight, bias, residual
+
+
+def direct(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dilation: int
+) -> Tensor:
+    """PyTorch's convolution: the part of a composed operator that no kernel of ours does."""
+    y = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+    return y if residual is None else y + residual
 
 
 def convolve(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..algorithms import COMPOSED
 from ..checks import FLOATING, check_shape, check_tensor
 from ..dispatch import layout_of, select_convolution
 from ._convolution import convolve
@@ -54,7 +55,7 @@ def conv3x3_mean_pool(
     if weight.shape[2] == 1:
         return F.conv2d(F.avg_pool2d(x, 2), weight, bias)
     chosen = select_convolution("conv3x3", backend, "auto", 1, x, weight, bias)
-    if chosen == "reference":
+    if chosen == COMPOSED:
         # The mean of the four shifts: what a 2x2 pool makes of the weight with zeros around it.
         mean = F.avg_pool2d(weight, 2, stride=1, padding=1)
         return F.conv2d(x, mean, bias, stride=2, padding=1)

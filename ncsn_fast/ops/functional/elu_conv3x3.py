@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...checks import integer
-from .. import reference
+from ..algorithms import COMPOSED
 from ..checks import check_padding
 from ..dispatch import select_convolution
-from ._convolution import check_convolution, convolve
+from ._convolution import check_convolution, convolve, direct
+from .max_pool5 import max_pool5
 
 
 def elu_conv3x3(
@@ -56,9 +58,7 @@ def elu_conv3x3(
         check_padding(pool)
     chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
     if pool is not None:
-        from .. import max_pool5
-
         x = max_pool5(x, padding=pool, backend=backend)
-    if chosen == "reference":
-        return reference.elu_conv3x3(x, weight, bias, residual, dilation, elu=elu)
+    if chosen == COMPOSED:
+        return direct(F.elu(x) if elu else x, weight, bias, residual, dilation)
     return convolve(x, None, None, weight, bias, residual, dilation, 0.0, elu, chosen)

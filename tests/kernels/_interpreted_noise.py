@@ -59,6 +59,12 @@ def test_philox(shape, kind):
             assert (error <= (0.0 if kind == 1 else tolerances.NORMAL)).all()
 
 
+def test_philox_of_an_unknown_kind():
+    for kind in (3, -1):
+        with pytest.raises(ValueError, match=f"kind must be 0, 1 or 2, got {kind}"):
+            philox.philox_(torch.empty(1, 4), 0, 0, 0, 0, kind)
+
+
 def test_known_normals():
     for seed, element, sample, step, stream, expected in oracle.KNOWN_NORMALS:
         out = torch.empty(1, element + 4)

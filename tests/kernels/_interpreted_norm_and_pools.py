@@ -278,6 +278,14 @@ def test_pool_of_infinities_and_nan(padding):
     check_pool(pool_input((1, 1, 1, 1)), padding)
 
 
+@pytest.mark.parametrize("padding", [2, -1])
+def test_pool_of_an_unknown_padding(padding):
+    x = pool_input((1, 1, 2, 2))
+    for call in (pool.max_pool5, lambda x, padding: pool.max_pool5_backward(x, x, padding)):
+        with pytest.raises(ValueError, match=rf"0 \(neg_inf\) or 1 \(zero\), got {padding}"):
+            call(x, padding)
+
+
 @LAYOUTS
 def test_pool_64_bit_offsets(layout, monkeypatch):
     monkeypatch.setattr(pool, "INT32_ELEMENTS", 0)

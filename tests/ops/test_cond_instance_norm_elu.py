@@ -1,24 +1,30 @@
-"""The C++ kernels of the norm on the CPU: every dtype, layout, SIMD level and number of threads.
+"""Conditional instance norm + ELU: all that is right for any backend, and what can go wrong in the C++ kernels alone.
 
-What every backend must do is tested in ``test_network_operators.py``; here is what can go wrong in these kernels alone.
+Tests with the fixture ``backend`` run on the reference, in C++ and in Triton's interpreter. Elsewhere: the tiles of the
+Triton kernels (tests/kernels), the bodies of the CUDA kernels on the CPU (tests/csrc), results on a GPU (tests/gpu).
+It is longer than other files, because it is all of one operator.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.backends import expected_record, few
+from support.cpu import (
+    assert_threads_give_the_same_bits,
+    at_every_level,
+    between_nans,
+    poisoned_outputs,
+)
 from support.tolerances import assert_forward, assert_gradient, relative_error
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from ncsn_fast import ops
-from ncsn_fast.ops import autograd, extension, reference
+from ncsn_fast.ops import autograd, reference
 from ncsn_fast.ops.dispatch import layout_of
 
 FORWARD = torch.ops.ncsn_fast.cond_instance_norm_elu.default
@@ -28,6 +34,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = (
     (2, 5, 9),
     (2, 3, 5, 7),
+    (1, 4, 1, 1),
+    (4, 2, 8, 8),
     (3, 8, 33, 31),
     (2, 32, 4, 4),
     (1, 64, 7, 7),
@@ -65,38 +73,159 @@ def gradients(norm, x, labels, weight, grad, elu=True):
     return y.detach(), *torch.autograd.grad(y, (x, weight), grad)
 
 
-native = partial(ops.cond_instance_norm_elu, backend="native")
+def on(backend):
+    return partial(ops.cond_instance_norm_elu, backend=backend)
 
 
-def assert_right(x, labels, weight, grad, elu=True):
-    y, grad_x, grad_weight = gradients(native, x, labels, weight, grad, elu)
+native = on("native")
+
+
+def assert_right(x, labels, weight, grad, elu=True, backend="native"):
+    y, grad_x, grad_weight = gradients(on(backend), x, labels, weight, grad, elu)
     assert y.dtype == grad_x.dtype == x.dtype and grad_weight.dtype == weight.dtype
-    assert y.stride() == grad_x.stride() == x.stride()
+    assert y.stride() == x.stride()
     expected = gradients(
         reference.cond_instance_norm_elu, x.double(), labels, weight.double(), grad.double(), elu
     )
     assert_forward(y, expected[0], x.dtype)
     assert_gradient(grad_weight, expected[2], x.dtype)
-    if x[0, 0].numel() > 1 or weight.shape[1] == 3 * x.shape[1]:
-        assert_gradient(grad_x, expected[1], x.dtype)
-    else:
-        assert not grad_x.any()
+    one_pixel = x[0, 0].numel() == 1
+    if backend == "native":
+        assert grad_x.stride() == x.stride()
+        if one_pixel and weight.shape[1] == 2 * x.shape[1]:
+            assert not grad_x.any()
+            return
+    elif one_pixel:
+        return  # the plane's own part is 0, but for rounding times 1/sqrt(eps)
+    assert_gradient(grad_x, expected[1], x.dtype)
 
 
-# --- values ---------------------------------------------------------------------------------------
+# --- values, on every backend ---------------------------------------------------------------------
+
+
+def test_reference_is_the_formula():
+    x, labels, weight, _ = inputs((3, 5, 6, 7), torch.float64)
+    gamma, beta = weight[labels].chunk(2, dim=1)
+    xhat = F.instance_norm(x, eps=1e-5)
+    expected = F.elu(gamma[:, :, None, None] * xhat + beta[:, :, None, None])
+    torch.testing.assert_close(reference.cond_instance_norm_elu(x, labels, weight), expected)
+
+    x, labels, weight, _ = inputs((3, 5, 6, 7), torch.float64, columns=3)
+    gamma, alpha, beta = (t[:, :, None, None] for t in weight[labels].chunk(3, dim=1))
+    means = x.mean((2, 3), keepdim=True)
+    m = (means - means.mean(1, keepdim=True)) / (means.var(1, keepdim=True) + 1e-5).sqrt()
+    expected = gamma * (F.instance_norm(x, eps=1e-5) + alpha * m) + beta
+    got = reference.cond_instance_norm_elu(x, labels, weight, elu=False)
+    torch.testing.assert_close(got, expected)
 
 
 @PLUSPLUS
 @CHANNELS_LAST
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_against_float64(dtype, shape, channels_last, columns, record_backends):
-    with record_backends() as ran:
-        assert_right(*inputs(shape, dtype, channels_last, columns), elu=shape != (2, 3, 5, 7))
-    assert ran == [
-        ("cond_instance_norm_elu", "native"),
-        ("cond_instance_norm_elu_backward", "native"),
-    ]
+@pytest.mark.parametrize("shape", few(SHAPES), ids=str)
+@pytest.mark.parametrize("dtype", few(DTYPES), ids=str)
+def test_against_float64(backend, dtype, shape, channels_last, columns, record_backends):
+    for elu in few((True, False)):
+        with record_backends() as ran:
+            assert_right(*inputs(shape, dtype, channels_last, columns), elu, backend)
+        assert ran == expected_record(
+            backend, "cond_instance_norm_elu", "cond_instance_norm_elu_backward"
+        )
+
+
+def test_the_third_derivative(backend):
+    """A gradient penalty is differentiated by a second derivative: nothing is taken as constant."""
+    dtype = torch.float32 if backend == "triton" else torch.float64
+    x, labels, weight, v = inputs((2, 2, 3, 4), torch.float64)
+    results = []
+    for norm, kind in ((on(backend), dtype), (reference.cond_instance_norm_elu, torch.float64)):
+        a = x.to(kind).requires_grad_()
+        g = norm(a, labels, weight.to(kind)).pow(3).sum()
+        for _ in range(3):
+            # Not the plain sum: a norm does not see a shift, so that a gradient's sum over a plane is always 0.
+            (g,) = torch.autograd.grad((g * v.to(kind)).sum(), a, create_graph=True)
+        results.append(g)
+    assert results[1].norm() > 1
+    assert_gradient(*results, dtype)
+
+
+def test_keeps_digits_of_a_large_mean(backend):
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) + 1e4
+    weight = torch.cat([torch.ones(1, 3), torch.zeros(1, 3)], dim=1)
+    labels = torch.zeros(2, dtype=torch.int64)
+    expected = F.instance_norm(x.double(), eps=1e-5)
+    got = on(backend)(x, labels, weight, 1e-5, False)
+    assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_one_pixel_is_beta(backend):
+    x, labels, weight, _ = inputs((2, 3, 1, 1))
+    beta = weight[labels][:, 3:, None, None]
+    torch.testing.assert_close(on(backend)(x, labels, weight), F.elu(beta))
+
+
+@CHANNELS_LAST
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (0, 32, 4, 4)], ids=str)
+def test_an_empty_batch(backend, shape, channels_last):
+    x, labels, weight, grad = inputs(shape, channels_last=channels_last)
+    for label in (labels, torch.tensor([1])):
+        y, grad_x, grad_weight = gradients(on(backend), x, label, weight, grad)
+        assert y.shape == grad_x.shape == shape
+        assert grad_weight.shape == weight.shape and not grad_weight.any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_stays_in_its_plane(backend, bad):
+    x, labels, weight, _ = inputs((2, 3, 4, 4))
+    x[1, 2, 0, 0] = bad
+    y = on(backend)(x, labels, weight)
+    assert y[1, 2].isnan().all()
+    y[1, 2] = 0
+    assert y.isfinite().all()
+
+
+def test_labels(backend):
+    x, _, weight, _ = inputs((3, 2, 4, 4))
+    norm = on(backend)
+    one, all_ = torch.tensor([2]), torch.tensor([2, 2, 2])
+    torch.testing.assert_close(norm(x, one, weight), norm(x, all_, weight), rtol=0, atol=0)
+    weight.requires_grad_()
+    grads = [torch.autograd.grad(norm(x, y, weight).sum(), weight)[0] for y in (one, all_)]
+    torch.testing.assert_close(*grads)
+    assert torch.equal(norm(x, one.to(torch.int32), weight), norm(x, one, weight))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("label", [-1, K])
+def test_a_label_out_of_range(backend, label):
+    """On a GPU it is an assertion there; in Triton's interpreter, NaN."""
+    x, _, weight, _ = inputs((3, 2, 4, 4))
+    with pytest.raises(IndexError):
+        on(backend)(x, torch.tensor([0, label, 1]), weight)
+
+
+def test_float32_weight_with_half_input(backend):
+    x, labels, weight, _ = inputs((2, 3, 5, 5), torch.bfloat16)
+    weight = weight.float().requires_grad_()
+    y = on(backend)(x, labels, weight)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+def test_other_ranks_and_strides():
+    for shape in ((2, 3, 9), (2, 3, 2, 3, 4)):
+        x, labels, weight, _ = inputs(shape, torch.float64)
+        flat = ops.cond_instance_norm_elu(x.reshape(2, 3, 1, -1), labels, weight)
+        torch.testing.assert_close(ops.cond_instance_norm_elu(x, labels, weight), flat.view(shape))
+    x, labels, weight, _ = inputs((2, 3, 8, 8))
+    for view in (x[:, :, ::2, 1:5], x.transpose(2, 3), x[:, :, 1:]):
+        got = ops.cond_instance_norm_elu(view, labels, weight)
+        torch.testing.assert_close(
+            got, ops.cond_instance_norm_elu(view.contiguous(), labels, weight)
+        )
+
+
+# --- values, in C++ -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 32, 32), (2, 32, 7, 7), (1, 3, 150, 150)], ids=str)
@@ -179,45 +308,18 @@ def test_what_is_not_finite_stays_where_the_reference_has_it(bad, channels, chan
         assert torch.equal(ours.isnan(), theirs.isnan()) and ours.isnan().any()
 
 
-@CHANNELS_LAST
-@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (0, 32, 4, 4)], ids=str)
-def test_an_empty_batch(shape, channels_last):
-    x, labels, weight, grad = inputs(shape, channels_last=channels_last)
-    for label in (labels, torch.tensor([1])):
-        y, grad_x, grad_weight = gradients(native, x, label, weight, grad)
-        assert y.shape == grad_x.shape == shape
-        assert grad_weight.shape == weight.shape and not grad_weight.any()
-
-
 # --- memory ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def poisoned_outputs():
-    """Fresh memory is NaN: an element that nobody writes is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @PLUSPLUS
 @CHANNELS_LAST
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_unaligned_slices_between_nans(shape, channels_last, columns, poisoned_outputs):
+def test_unaligned_slices_between_nans(shape, channels_last, columns):
     """Every output element is written, and nothing beside an input is read into a result."""
-    assert torch.empty(8).isnan().all()
-
-    def between_nans(t):
-        buffer = torch.full((t.numel() + 66,), float("nan"), dtype=t.dtype)
-        inside = buffer[33:-33].as_strided(t.shape, t.stride(), storage_offset=33)
-        return inside.copy_(t)
-
-    x, labels, weight, grad = inputs(shape, torch.float32, channels_last, columns)
-    got = gradients(
-        native,
-        *(between_nans(t) if t.is_floating_point() else t for t in (x, labels, weight, grad)),
-    )
-    want = gradients(native, x, labels, weight, grad)
+    arguments = inputs(shape, torch.float32, channels_last, columns)
+    with poisoned_outputs():
+        got = gradients(native, *map(between_nans, arguments))
+    want = gradients(native, *arguments)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.isfinite().all() and torch.equal(ours, theirs)
 
@@ -285,16 +387,7 @@ def test_labels_of_any_stride_and_one_for_all():
 )
 def test_any_number_of_threads_gives_the_same_bits(shape, channels_last, columns):
     arguments = inputs(shape, torch.float32, channels_last, columns)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 16):
-            torch.set_num_threads(threads)
-            results.append(gradients(native, *arguments))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    assert_threads_give_the_same_bits(lambda: gradients(native, *arguments), (1, 2, 3, 16))
 
 
 def elu_and_slope(values):
@@ -361,7 +454,7 @@ def check_level():
     check_elu_bounds()
     check_conversions()
     for dtype in DTYPES:
-        for shape in SHAPES[1:7]:
+        for shape in SHAPES[1:9]:
             for channels_last in (False, True):
                 assert_right(*inputs(shape, dtype, channels_last))
 
@@ -375,22 +468,7 @@ def test_conversions_are_pytorchs():
 
 
 def test_every_simd_level():
-    """Every level below this CPU's own, each in a process of its own: the level is chosen once."""
-    config = extension.build_config()
-    seen = {config["simd_level"]}
-    for wanted in config["simd_levels"]:
-        if wanted in seen:
-            break
-        environment = os.environ | {"NCSN_FAST_SIMD": wanted, "OMP_NUM_THREADS": "1"}
-        here = os.path.dirname(__file__)
-        environment["PYTHONPATH"] = os.pathsep.join([here, os.path.dirname(here), *sys.path])
-        code = "import test_native_norm as t; t.check_level(); print(t.extension.build_config()['simd_level'])"
-        output = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-        )
-        assert output.returncode == 0, output.stderr
-        seen.add(output.stdout.strip())
-    assert "baseline" in seen
+    at_every_level("test_cond_instance_norm_elu")
 
 
 # --- autograd, the dispatcher, the compiler ---------------------------------------------------------
@@ -398,22 +476,39 @@ def test_every_simd_level():
 
 @PLUSPLUS
 @CHANNELS_LAST
-def test_gradients_to_second_order(channels_last, columns):
-    x, labels, weight, _ = inputs((2, 3, 3, 4), torch.float64, channels_last, columns)
+@pytest.mark.parametrize("elu", [True, False])
+@pytest.mark.parametrize("backend", ["native", "reference"])  # of float64
+def test_gradients_to_second_order(backend, elu, channels_last, columns):
+    x, labels, weight, _ = inputs((3, 3, 3, 4), torch.float64, channels_last, columns)
 
     def call(x, weight):
-        return native(to_layout(x, channels_last), labels, weight)
+        return on(backend)(to_layout(x, channels_last), labels, weight, 1e-5, elu)
 
     arguments = (x.requires_grad_(), weight.requires_grad_())
     assert gradcheck(call, arguments)
     assert gradgradcheck(call, arguments)
 
 
+def test_forward_mode_is_never_silently_zero():
+    x, labels, weight, _ = inputs((2, 3, 4, 4), torch.float64)
+    tangent = torch.randn_like(x)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        y = ops.cond_instance_norm_elu(dual, labels, weight, backend="reference")
+        got = forward_ad.unpack_dual(y).tangent
+        with pytest.raises(RuntimeError, match="forward mode"):
+            autograd.CondInstanceNormELU.apply(dual, labels, weight, 1e-5, True, "native")
+    call = partial(ops.cond_instance_norm_elu, labels=labels, weight=weight)
+    _, expected = torch.autograd.functional.jvp(call, x, tangent)
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("elu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @CHANNELS_LAST
-def test_opcheck(channels_last, elu):
+def test_opcheck(channels_last, dtype, elu):
     """With statistics and weights of another dtype than x, and a gradient of another layout."""
-    x, labels, weight, grad = inputs((2, 3, 5, 6), torch.bfloat16, channels_last)
+    x, labels, weight, grad = inputs((2, 3, 5, 6), dtype, channels_last)
     torch.library.opcheck(FORWARD, (x, labels, weight.float(), 1e-5, elu))
     _, mean, rstd = FORWARD(x, labels, weight.float(), 1e-5, elu)
     grad = to_layout(grad.contiguous(), not channels_last)
@@ -499,3 +594,32 @@ def test_an_autograd_graph_keeps_no_output():
     y.mul_(2)
     y.sum().backward()
     assert layout_of(x.grad) == "contiguous"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(2, 3)}, ValueError, r"shape \(N, C, \*spatial\).*got \(2, 3\)"),
+        ({"x": torch.zeros(2, 3, 0, 4)}, ValueError, r">= 1, got \(2, 3, 0, 4\)"),
+        ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.int32)}, TypeError, "float32.*got int32"),
+        ({"x": [1.0]}, TypeError, "x must be a tensor, got list"),
+        ({"labels": torch.zeros(2)}, TypeError, "labels.*int64.*got float32"),
+        ({"labels": torch.zeros(2, dtype=torch.bool)}, TypeError, "got bool"),
+        ({"labels": torch.tensor([0, 1, 2])}, ValueError, r"\(2,\) or \(1,\), got \(3,\)"),
+        ({"weight": torch.zeros(4, 7)}, ValueError, r"\(K, 6\).*\(K, 9\).*got \(4, 7\)"),
+        ({"weight": torch.zeros(6)}, ValueError, r"got \(6,\)"),
+        ({"weight": torch.zeros(4, 6, device="meta")}, RuntimeError, "on cpu.*got meta"),
+        ({"eps": -1.0}, ValueError, "eps must be finite and >= 0, got -1"),
+        ({"backend": "cuda"}, ValueError, "native, triton, reference.*got 'cuda'"),
+    ],
+)
+def test_refuses(change, error, message):
+    arguments = {"x": torch.zeros(2, 3, 4, 4), "labels": torch.tensor([0, 1])}
+    arguments |= {"weight": torch.ones(4, 6)} | change
+    with pytest.raises(error, match=message):
+        ops.cond_instance_norm_elu(**arguments)
+
+
+def test_plusplus_refuses_one_channel():
+    with pytest.raises(ValueError, match="at least 2 channels"):
+        ops.cond_instance_norm_elu(torch.zeros(2, 1, 4, 4), torch.tensor([0]), torch.ones(4, 3))

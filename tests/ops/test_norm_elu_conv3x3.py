@@ -1,22 +1,29 @@
-"""The convolution engine on the CPU: every tile edge, dilation, layout, SIMD level and number of threads.
+"""Norm, ELU and 3x3 convolution: the unit as its parts, then the engine on the CPU: every tile edge, dilation, layout,
+SIMD level and number of threads, forward and backward.
 
-What every backend must do is tested in ``test_network_operators.py``; here is what can go wrong in this engine alone.
+It is longer than other files, because it is all of one operator. The convolution alone is in ``test_conv3x3.py``, the
+one without a norm in ``test_elu_conv3x3.py``.
 """
 
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
+from support.cpu import (
+    assert_threads_give_the_same_bits,
+    at_every_level,
+    between_nans,
+    poisoned_outputs,
+)
 from support.tolerances import NETWORK, WINOGRAD, relative_error
+from torch.autograd import gradcheck, gradgradcheck
 
 from ncsn_fast import NCSN, ops
-from ncsn_fast.ops import extension, reference
+from ncsn_fast.ops import reference
 from ncsn_fast.ops.dispatch import BackendError
 
 CONV = torch.ops.ncsn_fast.conv3x3.default
@@ -98,6 +105,48 @@ def gradients(call, arguments, grad, dilation=1, pool=None):
     return y.detach(), *torch.autograd.grad(y, wanted, grad.to(y.dtype))
 
 
+# --- the unit as its parts, in float64 ------------------------------------------------------------
+
+
+def wide_inputs(outputs):
+    return [t.double() if t.is_floating_point() else t for t in inputs((2, 3, 6, 7), outputs)]
+
+
+@pytest.mark.parametrize("pool", [None, "neg_inf", "zero"])
+@pytest.mark.parametrize("dilation", [1, 2, 8])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_unit_is_its_parts(pool, dilation, with_bias, with_residual):
+    x, labels, norm_weight, weight, bias, residual, _ = wide_inputs(5)
+    bias, residual = bias if with_bias else None, residual if with_residual else None
+    h = reference.cond_instance_norm_elu(x, labels, norm_weight)
+    if pool:
+        border = 0.0 if pool == "zero" else float("-inf")
+        windows = F.pad(h, (2, 2, 2, 2), value=border).unfold(2, 5, 1).unfold(3, 5, 1)
+        h = windows.amax((-1, -2))
+    expected = F.conv2d(h, weight, bias, padding=dilation, dilation=dilation)
+    if with_residual:
+        expected = expected + residual
+    got = ops.norm_elu_conv3x3(
+        x, labels, norm_weight, weight, bias, dilation=dilation, residual=residual, pool=pool
+    )
+    torch.testing.assert_close(got, expected)
+
+
+def test_gradients_to_second_order():
+    x, labels, norm_weight, weight, bias, residual, _ = wide_inputs(2)
+    x, residual = x[:, :, :3, :3], residual[:, :, :3, :3]
+
+    def call(x, norm_weight, weight, bias, residual):
+        return ops.norm_elu_conv3x3(
+            x, labels, norm_weight, weight, bias, dilation=2, residual=residual, pool="zero"
+        )
+
+    leaves = [t.detach().requires_grad_() for t in (x, norm_weight, weight, bias, residual)]
+    assert gradcheck(call, leaves)
+    assert gradgradcheck(call, leaves)
+
+
 # --- values ---------------------------------------------------------------------------------------
 
 
@@ -134,26 +183,6 @@ def test_parts(pool, columns, parts, record_backends):
     assert ran == (composed if pool else [("norm_elu_conv3x3", "native")])
 
 
-@CHANNELS_LAST
-def test_convolution_alone(layout, record_backends):
-    x, _, _, weight, bias, residual, _ = inputs((2, 7, 9, 10), 6, layout)
-    with record_backends() as ran:
-        y = ops.conv3x3(x, weight, bias, dilation=3, residual=residual, conv_algo="winograd")
-    assert ran == [("conv3x3", "native")] and y.stride() == residual.stride()
-    expected = reference.conv3x3(
-        x.double(), weight.double(), bias.double(), residual.double(), dilation=3
-    )
-    assert relative_error(y, expected) <= WINOGRAD.forward
-
-
-def test_the_rounding_of_many_channels():
-    """Of numbers without a pattern, whose products cancel; other interpolation points would double it."""
-    x, _, _, weight, *_ = inputs((1, 256, 12, 12), 32)
-    y = ops.conv3x3(x, weight, None, conv_algo="winograd")
-    wide = reference.conv3x3(x.double(), weight.double(), None)
-    assert relative_error(y, wide) <= WINOGRAD.forward
-
-
 def test_statistics_of_large_means_and_outliers():
     x, labels, norm_weight, weight, bias, residual, _ = inputs((2, 6, 40, 41), 4)
     x[:, 1] += 1e4
@@ -187,16 +216,9 @@ def test_empty_batch():
 )
 def test_any_number_of_threads_gives_the_same_bits(shape, outputs, dilation):
     *arguments, grad = inputs(shape, outputs)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 4):
-            torch.set_num_threads(threads)
-            results.append(gradients(unit, arguments, grad, dilation))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    assert_threads_give_the_same_bits(
+        lambda: gradients(unit, arguments, grad, dilation), (1, 2, 3, 4)
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -257,27 +279,13 @@ def test_a_changed_weight_counts_at_once():
 # --- memory ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def poisoned_outputs():
-    """Fresh memory is NaN: an element that nobody writes is seen."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("case", CASES[:7] + CASES[8:12], ids=str)
-def test_unaligned_slices_between_nans(case, poisoned_outputs):
+def test_unaligned_slices_between_nans(case):
     """Every output element is written, and nothing beside an input is read into a result."""
-
-    def between_nans(t):
-        if not t.is_floating_point():
-            return t
-        buffer = torch.full((t.numel() + 66,), float("nan"))
-        return buffer[33:-33].as_strided(t.shape, t.stride(), storage_offset=33).copy_(t)
-
     shape, outputs, dilation = case
     *arguments, grad = inputs(shape, outputs)
-    got = gradients(unit, [between_nans(t) for t in arguments], between_nans(grad), dilation)
+    with poisoned_outputs():
+        got = gradients(unit, [*map(between_nans, arguments)], between_nans(grad), dilation)
     want = gradients(unit, arguments, grad, dilation)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.isfinite().all() and torch.equal(ours, theirs)
@@ -346,22 +354,7 @@ def check_level():
 
 
 def test_every_simd_level():
-    """Every level below this CPU's own, each in a process of its own: the level is chosen once."""
-    config = extension.build_config()
-    seen = {config["simd_level"]}
-    for wanted in config["simd_levels"]:
-        if wanted in seen:
-            break
-        environment = os.environ | {"NCSN_FAST_SIMD": wanted, "OMP_NUM_THREADS": "1"}
-        here = os.path.dirname(__file__)
-        environment["PYTHONPATH"] = os.pathsep.join([here, os.path.dirname(here), *sys.path])
-        code = "import test_native_conv as t; t.check_level(); print(t.extension.build_config()['simd_level'])"
-        output = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-        )
-        assert output.returncode == 0, output.stderr
-        seen.add(output.stdout.strip())
-    assert "baseline" in seen
+    at_every_level("test_norm_elu_conv3x3")
 
 
 @pytest.mark.parametrize("wanted", ["avx1024", "AVX2", "baseline,avx2"])
@@ -501,28 +494,38 @@ def test_the_default_network(record_backends):
     assert relative_error(score, wide) <= NETWORK
 
 
-def test_which_algorithm(record_backends):
-    def ran_by(channels, height, width, dilation, conv_algo, dtype=torch.float32):
-        x, *_, weight, bias, _, _ = (t.to(dtype) for t in inputs((1, channels, height, width), 4))
-        with record_backends() as ran:
-            ops.conv3x3(x, weight, bias, dilation=dilation, conv_algo=conv_algo)
-        return "winograd" if ran else "direct"
+# --- the dispatcher's view, bad input -------------------------------------------------------------
 
-    for algorithm in ("direct", "winograd"):
-        assert ran_by(20, 32, 32, 8, algorithm) == ran_by(2, 3, 3, 8, algorithm) == algorithm
-    table = {
-        (16, 32, 32, 1): "winograd",
-        (16, 32, 32, 8): "winograd",
-        (16, 16, 16, 8): "direct",  # images of 2x2
-        (16, 33, 32, 8): "winograd",
-        (3, 12, 12, 1): "winograd",
-        (3, 32, 32, 1): "direct",
-        (32, 1, 1, 1): "direct",
-    }
-    for case, expected in table.items():
-        assert ran_by(*case, "auto") == expected, case
-    assert ran_by(16, 32, 32, 1, "auto", torch.float64) == "direct"
-    with pytest.raises(RuntimeError, match="'winograd' cannot serve conv3x3: .* in float32, got"):
-        ran_by(16, 32, 32, 1, "winograd", torch.float64)
-    with pytest.raises(ValueError, match="conv_algo must be one of auto, direct, winograd"):
-        ran_by(16, 32, 32, 1, "fft")
+
+def test_opcheck():
+    x, labels, norm_weight, weight, bias, residual, _ = inputs((2, 3, 6, 7), 5)
+    for arguments in (
+        (x, labels, norm_weight, weight, bias, residual, 2, 1e-5, True),
+        (x, labels, norm_weight, weight, None, None, 1, 1e-5, False),
+    ):
+        torch.library.opcheck(UNIT, arguments)
+
+
+def test_opcheck_of_the_weight_gradient():
+    x, labels, norm_weight, *_, residual, grad = inputs((2, 3, 6, 7), 5)
+    norm = (labels, norm_weight, *torch.ones(2, *x.shape[:2]))
+    for arguments in ((grad, x, *norm, 2, True), (residual, x, *norm, 1, False)):
+        torch.library.opcheck(WEIGHT_GRADIENT, arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weight": torch.zeros(5, 3, 5, 5)}, ValueError, r"\(O, 3, 3, 3\), got \(5, 3, 5, 5\)"),
+        ({"bias": torch.zeros(4)}, ValueError, r"bias must have shape \(5,\), got \(4,\)"),
+        ({"residual": torch.zeros(2, 5, 6, 6)}, ValueError, r"residual.*\(2, 5, 6, 7\)"),
+        ({"dilation": 0}, ValueError, "dilation must be an int >= 1, got 0"),
+        ({"pool": "same"}, ValueError, "padding must be one of neg_inf, zero, got 'same'"),
+    ],
+)
+def test_refuses(change, error, message):
+    names = ("x", "labels", "norm_weight", "weight", "bias", "residual")
+    *tensors, _ = inputs((2, 3, 6, 7), 5)
+    arguments = dict(zip(names, tensors, strict=True)) | change
+    with pytest.raises(error, match=message):
+        ops.norm_elu_conv3x3(**arguments)

@@ -1,23 +1,32 @@
-"""The C++ kernels of the max pool against the reference in the same dtype: equal values, equal choice among equals."""
+"""The 5x5 max pool: equal values, and equal choice among equals, in the reference, in C++ and in Triton's interpreter.
+
+Elsewhere: what is particular to the Triton kernels (tests/kernels), the bodies of the CUDA kernels on the CPU
+(tests/csrc), results on a GPU (tests/gpu).
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import hashlib
 
 import pytest
 import torch
+import torch.nn.functional as F
+from support.backends import expected_record, few
+from support.cpu import (
+    assert_threads_give_the_same_bits,
+    at_every_level,
+    between_nans,
+    poisoned_outputs,
+)
+from support.tolerances import assert_gradient
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils import deterministic
 
 from ncsn_fast import ops, use_backend
-from ncsn_fast.ops import extension, reference
-from ncsn_fast.ops.schema import PADDINGS as NUMBERS
+from ncsn_fast.ops import reference
+from ncsn_fast.ops.schema import PADDINGS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-PADDINGS = ("neg_inf", "zero")
 # From one pixel up: rows shorter than a window, no multiple of a vector, several blocks of pixels and bands of rows.
 SHAPES = (
     (1, 1, 1, 1),
@@ -35,7 +44,10 @@ SHAPES = (
     (0, 3, 4, 4),
 )
 INF, NAN = float("inf"), float("nan")
-NEG_INF, ZERO = NUMBERS["neg_inf"], NUMBERS["zero"]
+NEG_INF, ZERO = PADDINGS["neg_inf"], PADDINGS["zero"]
+
+LAYOUT = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+PADDING = pytest.mark.parametrize("padding", PADDINGS)
 
 max_pool5 = torch.ops.ncsn_fast.max_pool5.default
 max_pool5_backward = torch.ops.ncsn_fast.max_pool5_backward.default
@@ -77,22 +89,56 @@ def assert_same(got, expected):
     assert torch.equal(got.signbit() & numbers, expected.signbit() & numbers)
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_is_the_reference(dtype, shape, layout, padding, record_backends):
+@PADDING
+@LAYOUT
+@pytest.mark.parametrize("shape", few(SHAPES), ids=str)
+@pytest.mark.parametrize("dtype", few(DTYPES), ids=str)
+def test_against_windows(backend, dtype, shape, layout, padding, record_backends):
+    """Values are the windows' maxima; gradients are the reference's, which are PyTorch's."""
+    border = 0.0 if padding == "zero" else -INF
     for kind in KINDS:
         x, grad_y = inputs(shape, dtype, layout, kind)
         leaf = x.clone().requires_grad_()
         with record_backends() as ran:
-            y = ops.max_pool5(leaf, padding=padding)
+            y = ops.max_pool5(leaf, padding=padding, backend=backend)
             (grad_x,) = torch.autograd.grad(y, leaf, grad_y)
-        assert ran == [("max_pool5", "native"), ("max_pool5_backward", "native")]
-        for result in (y, grad_x):
-            assert result.is_contiguous(memory_format=layout)
-        assert_same(y, reference.max_pool5(x, padding))
-        assert_same(grad_x, reference.max_pool5_backward(grad_y, x, padding))
+        assert ran == expected_record(backend, "max_pool5", "max_pool5_backward")
+        if (
+            backend != "reference"
+        ):  # PyTorch's pool of an empty batch, and its gradient, choose their own
+            assert y.is_contiguous(memory_format=layout)
+            assert grad_x.is_contiguous(memory_format=layout)
+        windows = F.pad(x, (2, 2, 2, 2), value=border).unfold(2, 5, 1).unfold(3, 5, 1)
+        torch.testing.assert_close(y, windows.amax((-1, -2)), rtol=0, atol=0, equal_nan=True)
+        if backend == "native":
+            assert_same(y, reference.max_pool5(x, padding))
+            assert_same(grad_x, reference.max_pool5_backward(grad_y, x, padding))
+        else:
+            wide = reference.max_pool5_backward(grad_y.double(), x.double(), padding)
+            torch.testing.assert_close(grad_x.double(), wide, rtol=0, atol=0, equal_nan=True)
+
+
+@PADDING
+@LAYOUT
+@pytest.mark.parametrize("dtype", few(DTYPES), ids=str)
+def test_sums_of_gradients_that_round(backend, dtype, layout, padding):
+    x, _ = inputs((2, 3, 5, 7), dtype, layout)
+    x.requires_grad_()
+    grad_y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    wide = x.detach().double().requires_grad_()
+    y = ops.max_pool5(x, padding=padding, backend=backend)
+    expected = torch.autograd.grad(reference.max_pool5(wide, padding), wide, grad_y.double())[0]
+    assert_gradient(torch.autograd.grad(y, x, grad_y)[0], expected, dtype)
+
+
+def test_ties_go_to_the_first_maximum(backend):
+    x = torch.zeros(1, 1, 5, 5, requires_grad=True)
+    ops.max_pool5(x, backend=backend).sum().backward()
+    expected = torch.zeros(5, 5)  # the window of (i, j) begins at (max(i - 2, 0), max(j - 2, 0))
+    for i in range(5):
+        for j in range(5):
+            expected[max(i - 2, 0), max(j - 2, 0)] += 1
+    assert torch.equal(x.grad[0, 0], expected)
 
 
 def test_which_of_the_windows_elements_gets_the_gradient():
@@ -102,7 +148,7 @@ def test_which_of_the_windows_elements_gets_the_gradient():
         x = torch.tensor(values).view(1, 1, 1, -1)
         grad_y = torch.zeros_like(x)
         grad_y[..., 0] = 1  # the window of the first pixel: the first three
-        return max_pool5_backward(grad_y, x, NUMBERS[padding]).flatten().tolist()
+        return max_pool5_backward(grad_y, x, PADDINGS[padding]).flatten().tolist()
 
     assert owner([1.0, 2.0, 2.0, 3.0]) == [0, 1, 0, 0]
     assert owner([0.0, -0.0, 0.0, 3.0]) == [1, 0, 0, 0]
@@ -114,48 +160,33 @@ def test_which_of_the_windows_elements_gets_the_gradient():
     assert owner([0.0, 0.0, -2.0, 3.0], "zero") == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@LAYOUT
 @pytest.mark.parametrize("shape", [(9, 2, 40, 33), (9, 70, 36, 35), (4, 19, 6, 11)], ids=str)
 def test_neither_threads_nor_the_batch_change_a_bit(shape, layout):
     """Tasks are cut by the size of the batch; an element's sum has one order all the same."""
     x, _ = inputs(shape, layout=layout)
     grad_y = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     grad_y = grad_y.contiguous(memory_format=layout)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            results.append((max_pool5(x, ZERO), max_pool5_backward(grad_y, x, ZERO)))
-    finally:
-        torch.set_num_threads(before)
-    alone = zip(x.split(1), grad_y.split(1), strict=True)
-    alone = [(max_pool5(a, ZERO), max_pool5_backward(g, a, ZERO)) for a, g in alone]
-    results.append([torch.cat(samples) for samples in zip(*alone, strict=True)])
-    for y, grad_x in results[1:]:
-        assert torch.equal(y, results[0][0]) and torch.equal(grad_x, results[0][1])
+
+    def call(x=x, grad_y=grad_y):
+        return max_pool5(x, ZERO), max_pool5_backward(grad_y, x, ZERO)
+
+    together = assert_threads_give_the_same_bits(call)
+    alone = [call(*one) for one in zip(x.split(1), grad_y.split(1), strict=True)]
+    for result, samples in zip(together, zip(*alone, strict=True), strict=True):
+        assert torch.equal(result, torch.cat(samples))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@LAYOUT
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(3, 5, 13, 19), (5, 7, 6, 9)], ids=str)
 def test_every_element_is_written_and_none_outside_is_read(shape, dtype, layout):
     """Outputs begin as NaN; the inputs lie at an odd offset between NaN."""
     x, grad_y = inputs(shape, dtype, layout)
-    between = []
-    for t in (x, grad_y):
-        memory = torch.full((t.numel() + 160,), NAN, dtype=dtype)
-        between.append(memory[77:].as_strided(shape, t.stride()).copy_(t))
-    before = torch.are_deterministic_algorithms_enabled()
-    try:
-        torch.use_deterministic_algorithms(True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(deterministic, "fill_uninitialized_memory", True)
-            assert torch.empty(1).isnan()
-            y = max_pool5(between[0], NEG_INF)
-            grad_x = max_pool5_backward(between[1], between[0], NEG_INF)
-    finally:
-        torch.use_deterministic_algorithms(before)
+    between = [between_nans(t) for t in (x, grad_y)]
+    with poisoned_outputs():
+        y = max_pool5(between[0], NEG_INF)
+        grad_x = max_pool5_backward(between[1], between[0], NEG_INF)
     assert_same(y, reference.max_pool5(x))
     assert_same(grad_x, reference.max_pool5_backward(grad_y, x))
 
@@ -173,66 +204,45 @@ def test_the_gradient_in_any_layout():
             assert_same(got, reference.max_pool5_backward(grad_y.contiguous(), x, "zero"))
 
 
-LEVEL = """
-import hashlib, sys, torch
-from test_native_pool import *
-assert extension.build_config()["simd_level"] == sys.argv[1], extension.build_config()
-for dtype in DTYPES:
-    for layout in LAYOUTS:
-        for shape in SHAPES[::2]:
-            x, grad_y = inputs(shape, dtype, layout, special)
-            assert_same(max_pool5(x, ZERO), reference.max_pool5(x, "zero"))
-            expected = reference.max_pool5_backward(grad_y, x)
-            assert_same(max_pool5_backward(grad_y, x, NEG_INF), expected)
-x, grad_y = inputs((2, 20, 30, 40))
-grad_y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-grad_x = max_pool5_backward(grad_y, x, ZERO)
-print(hashlib.sha256(grad_x.numpy().tobytes()).hexdigest())
-"""
+def check_level():
+    """What must hold at every SIMD level; a hash of sums that round."""
+    for dtype in DTYPES:
+        for layout in LAYOUTS:
+            for shape in SHAPES[::2]:
+                x, grad_y = inputs(shape, dtype, layout, special)
+                assert_same(max_pool5(x, ZERO), reference.max_pool5(x, "zero"))
+                expected = reference.max_pool5_backward(grad_y, x)
+                assert_same(max_pool5_backward(grad_y, x, NEG_INF), expected)
+    x, _ = inputs((2, 20, 30, 40))
+    grad_y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    return hashlib.sha256(max_pool5_backward(grad_y, x, ZERO).numpy().tobytes()).hexdigest()
 
 
 @pytest.mark.slow
 def test_every_simd_level():
-    """Each in a process of its own; even sums that round are the same bits."""
-    build = extension.build_config()
-    levels = build["simd_levels"][: build["simd_levels"].index(build["simd_level"]) + 1]
-    sums = set()
-    for level in levels:
-        result = subprocess.run(
-            [sys.executable, "-c", LEVEL, level],
-            env=os.environ
-            | {
-                "NCSN_FAST_SIMD": level,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(sys.path),
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, f"{level}: {result.stderr}"
-        sums.add(result.stdout)
-    assert len(sums) == 1
+    """Even sums that round are the same bits."""
+    assert len(set(at_every_level("test_max_pool5"))) == 1
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_gradients_to_second_order(padding, record_backends):
-    x = torch.randn(1, 2, 3, 6, dtype=torch.float64, requires_grad=True)
+@PADDING
+@pytest.mark.parametrize("backend", ["native", "reference"])  # in the interpreter it takes minutes
+def test_gradients_to_second_order(backend, padding, record_backends):
+    x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
 
     def call(x):
-        return ops.max_pool5(x, padding=padding, backend="native")
+        return ops.max_pool5(x, padding=padding, backend=backend)
 
     with record_backends() as ran:
         assert gradcheck(call, (x,))
-    assert {backend for _, backend in ran} == {"native"} and len(ran) > 1
+    assert {name for _, name in ran} == {backend} - {"reference"}
     assert gradgradcheck(call, (x,))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@LAYOUT
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (0, 3, 5, 6), (2, 3, 1, 1)], ids=str)
 def test_opcheck(shape, layout):
     x, grad_y = inputs(shape, layout=layout)
-    for padding in NUMBERS.values():
+    for padding in PADDINGS.values():
         torch.library.opcheck(max_pool5, (x, padding))
         torch.library.opcheck(max_pool5_backward, (grad_y, x, padding))
 
@@ -272,3 +282,10 @@ def test_the_operator_guards_its_memory():
         max_pool5_backward(x.double(), x, ZERO)
     with pytest.raises(RuntimeError, match="cannot serve max_pool5: strides"):
         ops.max_pool5(x[..., ::2], backend="native")
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match=r"shape \(N, C, H, W\).*got \(3, 4, 4\)"):
+        ops.max_pool5(torch.zeros(3, 4, 4))
+    with pytest.raises(ValueError, match="got 'reflect'"):
+        ops.max_pool5(torch.zeros(1, 3, 4, 4), padding="reflect")

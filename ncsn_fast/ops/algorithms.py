@@ -1,0 +1,98 @@
+"""The algorithms of the 3x3 convolution: the one table of where each can run and when it pays.
+
+``dispatch.py`` chooses by it, ``ncsn_fast.info`` shows it and docs/adding_an_operator.md prints it. Facts about
+algorithms belong here; which libraries are loaded, and what a caller asked for, is the dispatch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The answer to "which backend?" where no kernel does all of an operator: it is composed of parts, each of which has
+# the backend that serves it; the convolution among them is PyTorch's.
+COMPOSED = "composed"
+
+# Where Winograd's F(4x4, 3x3) beats a direct convolution on a CPU, by measurement. For one sample, so that a sample's
+# result does not depend on its batch.
+WINOGRAD_TILE = 4
+WINOGRAD_LEAST_FILL = 0.3  # of the tiles by outputs; dilation d makes d x d small images of one
+WINOGRAD_LEAST_CHANNELS = 16  # with fewer there is little to save ...
+WINOGRAD_FEW_PIXELS = 144  # ... but in a small image all that counts is one call instead of some
+
+
+def winograd_pays(x: Tensor, dilation: int) -> bool:
+    """Whether Winograd's algorithm is the faster one for ``x (N, C, H, W)``."""
+    tiles = 1
+    for size in x.shape[2:]:
+        long, images = size // dilation + 1, size % dilation
+        short = dilation - images
+        per_image = [-(-length // WINOGRAD_TILE) for length in (long, long - 1)]
+        tiles *= images * per_image[0] + short * per_image[1]
+    pixels = x.shape[2] * x.shape[3]
+    if pixels < WINOGRAD_LEAST_FILL * WINOGRAD_TILE**2 * tiles:
+        return False
+    return x.shape[1] >= WINOGRAD_LEAST_CHANNELS or pixels <= WINOGRAD_FEW_PIXELS
+
+
+def names_of(dtypes: Sequence[torch.dtype]) -> str:
+    """Such as ``"float32, bfloat16"``."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to compute the 3x3 convolution.
+
+    Attributes:
+        name: what ``conv_algo`` calls it.
+        backend: the backend whose kernel it is, or ``COMPOSED``.
+        devices: the device types that it runs on; empty for every one.
+        dtypes: the dtypes that it computes in; empty for every floating one.
+        pays: whether ``conv_algo="auto"`` takes it for an ``x (N, C, H, W)`` and a dilation, where it can run.
+        when: the same in words.
+    """
+
+    name: str
+    backend: str
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    pays: Callable[[Tensor, int], bool]
+    when: str
+
+    def facts(self) -> dict[str, str]:
+        """The row as text, for tables."""
+        return {
+            "conv_algo": self.name,
+            "backend": self.backend,
+            "device": ", ".join(self.devices) or "every",
+            "dtype": names_of(self.dtypes) or "every floating",
+            "auto takes it": self.when,
+        }
+
+
+WINOGRAD = Algorithm(
+    name="winograd",
+    backend="native",
+    devices=("cpu",),
+    dtypes=(torch.float32,),
+    pays=winograd_pays,
+    when=(
+        f"where its {WINOGRAD_TILE}x{WINOGRAD_TILE} tiles are filled to {WINOGRAD_LEAST_FILL:.0%}, from "
+        f"{WINOGRAD_LEAST_CHANNELS} channels on or up to {WINOGRAD_FEW_PIXELS} pixels"
+    ),
+)
+DIRECT = Algorithm(
+    name="direct",
+    backend=COMPOSED,
+    devices=(),
+    dtypes=(),
+    pays=lambda x, dilation: True,
+    when="everywhere else",
+)
+
+# In the order in which `auto` tries them.
+CONV_ALGORITHMS = (WINOGRAD, DIRECT)
