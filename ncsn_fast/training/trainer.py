@@ -33,6 +33,7 @@ from .checkpoints import (
     save_checkpoint,
     save_model,
 )
+from .config import RunConfig, save_config
 from .guards import TrainingInterrupted, deferred_interrupt, sole_run
 from .log import LOSSES_NAME, LossLog, TrainingError
 from .objective import Objective
@@ -53,6 +54,7 @@ def train(
     overwrite: bool = False,
     device: torch.device | str = "cpu",
     verbose: bool = True,
+    config: RunConfig | None = None,
 ) -> ScoreModel:
     """Train with Adam on the denoising score matching loss.
 
@@ -75,6 +77,7 @@ def train(
         overwrite: allow ``out`` to hold a run already, and replace it.
         device: where to compute.
         verbose: show a bar with loss and rate.
+        config: what model, images and settings were made from; kept as ``config.toml`` in ``out``.
 
     Returns:
         The moving average, in evaluation mode: the network to sample from.
@@ -93,18 +96,40 @@ def train(
     Warns:
         DataRangeWarning: all images are in [0, 1], or almost black, as if they had been scaled otherwise.
     """
-    out = Path(out).expanduser()
-    path = out / CHECKPOINT_NAME
     given, model = model, network_inside(model, tuple(n for _, n in NETWORKS.values()))
     expected = getattr(model, "data_range", None)
     check_data(images, expected)
     # Here, so that its warning names the line that calls train.
     check_range(images, expected, "images" if images.ndim == 4 else "points")
+    out = Path(out).expanduser()
+    trainer = prepared(
+        model, images, settings, out, resume=resume, overwrite=overwrite, device=device
+    )
+    _hint_own_layers(model)
+    no_more_hints(model)
+    with sole_run(out), called_as(given, model):
+        if config is not None:
+            save_config(config, out)
+        return trainer.run(verbose)
+
+
+def prepared(
+    model: ScoreModel,
+    images: Tensor,
+    settings: TrainingSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: torch.device | str = "cpu",
+) -> Trainer:
+    """The trainer of checked arguments, those of :func:`train`, with the checkpoint in it. Nothing is written."""
     if world_size() > 1:
         raise TrainingError(
             f"this is one of {world_size()} processes (WORLD_SIZE, torch.distributed), each of which would do the "
             "whole training by itself: train does not share the work out yet; start it without torchrun, in one process"
         )
+    path = out / CHECKPOINT_NAME
     if path.exists() and not (resume or overwrite):
         raise FileExistsError(
             f"{path} exists: resume that run, overwrite it, or choose another folder"
@@ -114,13 +139,10 @@ def train(
     settings = with_ema_warmup(settings, checkpoint)
     if checkpoint is not None:
         check_same_run(checkpoint, model, images, settings)
-    _hint_own_layers(model)
-    no_more_hints(model)
-    with sole_run(out), called_as(given, model):
-        trainer = Trainer(model, images, settings, out, device)
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-        return trainer.run(verbose)
+    trainer = Trainer(model, images, settings, out, device)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    return trainer
 
 
 class Trainer:
