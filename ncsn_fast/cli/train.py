@@ -129,7 +129,7 @@ def train_command(
         run=out if resume else None,
         **given | assignments(more or []),
     )
-    images = read_data(run.data, run.image_size, run.channels)
+    images = run.in_range(read_data(run.data, run.image_size, run.channels))
     run = run.resolved(images, where)
     model = run.new_network(images)
     sigmas = model.sigmas.tolist()

@@ -30,8 +30,11 @@ except ImportError:  # Python 3.10
         tomllib = None
 
 from ..checks import one_of, positive_int, positive_number
+from ..data.ranges import IMAGE_RANGE
 from ..files import CheckpointError, write_atomically
-from ..models.base import ScoreModel, plain_ladder
+from ..models import ncsn, official, small  # noqa: F401 -- each registers its networks
+from ..models.base import ScoreModel
+from ..models.config import free_ladder
 from ..models.registry import NETWORKS, new_network
 from ..schedules import make_sigmas, suggest_sigma_begin
 from .checkpoints import CHECKPOINT_NAME, Checkpoint, load_checkpoint
@@ -92,7 +95,7 @@ class RunConfig:
         if self.sigmas is not None:
             if not isinstance(self.sigmas, (Sequence, Tensor)) or isinstance(self.sigmas, str):
                 raise TypeError(f"sigmas must be a list of numbers, got {self.sigmas!r}")
-            object.__setattr__(self, "sigmas", plain_ladder(self.sigmas))
+            object.__setattr__(self, "sigmas", free_ladder(self.sigmas))
 
     def values(self) -> dict[str, Any]:
         """All of it as flat names and values; what is ``None`` is left out."""
@@ -118,6 +121,24 @@ class RunConfig:
             if self.sigma_begin is None:
                 changes["sigma_begin"] = suggest_sigma_begin(data.to(device))
         return dataclasses.replace(self, **changes)
+
+    def in_range(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1], as readers give them, in the range of the network's data.
+
+        Raises:
+            ValueError: the network takes values of any range, such as logits.
+        """
+        with torch.device("meta"):  # the range may depend on the options
+            expected = new_network(config_class(self.network)(**self.options)).data_range
+        if expected is None:
+            raise ValueError(
+                f"network {self.network!r} with these options takes values of any range, such as logits: give it such "
+                "data by ncsn_fast.training.train in Python"
+            )
+        if expected == IMAGE_RANGE:
+            return images
+        (low, high), (bottom, top) = expected, IMAGE_RANGE
+        return (images - bottom) * ((high - low) / (top - bottom)) + low
 
     def network_config(self, data: Tensor) -> Any:
         """The configuration of the network for the data.
@@ -278,9 +299,14 @@ def run_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*own, *options, *SETTINGS_NAMES)))
 
 
+def network_class(network: str) -> type[ScoreModel]:
+    """The class of a network, by its short name."""
+    return next(kind for name, kind in NETWORKS.items() if _short(name) == network)
+
+
 def config_class(network: str) -> type:
     """The dataclass of a network's configuration, by the network's short name."""
-    return next(made_from for name, (made_from, _) in NETWORKS.items() if _short(name) == network)
+    return network_class(network).Config
 
 
 def option_names(network: str) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ It trains any :class:`~ncsn_fast.models.base.ScoreModel`, on images or on points
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import warnings
 from pathlib import Path
@@ -22,8 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..data.ranges import check_range, no_more_hints
 from ..distributed import called_as, network_inside, world_size
 from ..losses import loss_of_zero_score
-from ..models.base import ScoreModel
-from ..models.registry import NETWORKS, new_network
+from ..models.base import SIGMA, ScoreModel
+from ..models.config import article
+from ..models.registry import new_network
 from ..progress import progress
 from .checkpoints import (
     CHECKPOINT_NAME,
@@ -66,7 +66,7 @@ def train(
     (:meth:`~ncsn_fast.training.log.LossLog.check`).
 
     Args:
-        model: an NCSN, ScoreMLP or ScoreCNN with its sigmas set. Trained in place, and moved to ``device``. Compiled
+        model: any network with its sigmas set. Trained in place, and moved to ``device``. Compiled
             by ``model.compile()`` or ``torch.compile(model)`` it is trained so, and saved under its plain names.
         images: ``(N, C, H, W)`` in the network's ``data_range``, [-1, 1], or points ``(N, D)``; floating point,
             finite, N >= 1. They stay where they are; each batch is moved to ``device``.
@@ -85,7 +85,7 @@ def train(
     Raises:
         TypeError: another model, or one inside DataParallel, DDP or the like.
         ValueError: images of another shape or dtype, outside the network's ``data_range``, or with NaN or infinity;
-            continuous levels for an NCSN, which knows its ladder only.
+            continuous levels for a network conditioned on labels, which knows its ladder only.
         FileExistsError: ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is given.
         FileNotFoundError: ``resume``, and ``out`` holds no checkpoint.
         CheckpointError: a file could not be written; the checkpoint to resume is damaged, or of another run.
@@ -96,7 +96,7 @@ def train(
     Warns:
         DataRangeWarning: all images are in [0, 1], or almost black, as if they had been scaled otherwise.
     """
-    given, model = model, network_inside(model, tuple(n for _, n in NETWORKS.values()))
+    given, model = model, network_inside(model, ScoreModel)
     expected = getattr(model, "data_range", None)
     check_data(images, expected)
     # Here, so that its warning names the line that calls train.
@@ -299,11 +299,10 @@ class Trainer:
 
 
 def _check_levels(model: ScoreModel, settings: TrainingSettings) -> None:
-    takes_sigma = "sigma" in inspect.signature(type(model).get_loss).parameters
-    if settings.levels == CONTINUOUS and not takes_sigma:
+    if settings.levels == CONTINUOUS and model.conditioned_on != SIGMA:
         raise ValueError(
             'levels "continuous" take a network conditioned on sigma, such as ScoreMLP or ScoreCNN; '
-            f"an {type(model).__name__} knows the levels of its ladder only"
+            f"{article(type(model).__name__)} knows the levels of its ladder only"
         )
 
 

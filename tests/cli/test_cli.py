@@ -171,6 +171,16 @@ def test_train_another_network(ncsn_fast, tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint.pt").step == 3
 
 
+def test_train_a_network_of_another_range(ncsn_fast, tmp_path):
+    """The authors' networks take images in [0, 1]; the ladder is of those too."""
+    small = ["--network", "officialncsn", "--nf", 8, "--batch", 2, "--num-classes", 3]
+    run = ["train", *small, "--sigma-end", 0.1, "--iterations", 1, "--out", tmp_path]
+    assert ncsn_fast(*run)[0] == 0
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert type(checkpoint.config).__name__ == "OfficialNCSNConfig"
+    assert checkpoint.config.sigmas[0] == pytest.approx(9.63 / 2, rel=1e-2)
+
+
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(ncsn_fast, refused, trained, tmp_path):
     out = tmp_path / "run"
     status, text, _ = ncsn_fast("train", *SMALL, "--iterations", 50, "--dry-run", "--out", out)
@@ -202,7 +212,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(ncsn_fast, refused,
         (["--config", "bad.toml"], "bad.toml: 'lrate' is no name of a run with the network 'ncsn'"),
         (["--network", "gan"], "network must be one of ('ncsn', "),
         (["--network", "cnn", "--norm", "instance"], "'norm' is no name of a run with the networ"),
-        (["--network", "mlp"], "network 'mlp' takes points (N, D), and the data have the shape"),
+        (["--network", "mlp"], "network 'mlp' with these options takes values of any range"),
         (["--set", "nf"], "--set takes NAME=VALUE, got 'nf'"),
         (["--set", "nf=many"], "nf must be an int >= 1, got the string 'many'"),
         (["--data", "{tmp}/empty"], "holds no image"),

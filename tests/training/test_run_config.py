@@ -47,6 +47,15 @@ def test_every_preset_makes_a_network(name):
     assert run.new_network(images).config.sigmas[0] == run.sigma_begin
 
 
+def test_images_are_brought_into_the_range_of_the_network():
+    images = torch.tensor([-1.0, 0.0, 1.0])
+    assert merge_config().in_range(images) is images
+    assert merge_config(network="ncsnv2").in_range(images).tolist() == [0.0, 0.5, 1.0]
+    assert merge_config(network="ncsnv2", rescaled=True).in_range(images) is images
+    with pytest.raises(ValueError, match="takes values of any range, such as logits"):
+        merge_config(network="ncsnv2", logit_transform=True).in_range(images)
+
+
 def test_a_file_goes_over_the_preset_and_arguments_over_both(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('lr = 0.5\nnf = 16\nnorm = "instance"\n')
