@@ -21,6 +21,8 @@ stream sample         step          use
 5      number of it   0             noise around that position
 6      of the batch   of the probe  signs of Hutchinson's estimate
 7      number of it   0             noise on a point in a picture
+8      of the batch   of training   whether an image of a batch is mirrored
+9      of the batch   of training   dequantisation of an image of a batch
 ====== ============== ============= ==========================================================================
 """
 
@@ -35,6 +37,8 @@ STREAM_POINTS = 4
 STREAM_POINTS_NOISE = 5
 STREAM_PROBES = 6
 STREAM_PLOTS = 7
+STREAM_FLIPS = 8
+STREAM_DEQUANTISATION = 9
 
 # Two uses of STREAM_LANGEVIN, told apart by the step.
 KNOWN_NOISE_STEPS = 2**31
