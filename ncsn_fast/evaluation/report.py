@@ -18,7 +18,7 @@ from ..models.base import ScoreModel
 from .features import FeatureNetwork
 from .metrics import frechet_distance, kernel_distance, nearest_images, precision_recall
 
-REFERENCE = 10_000  # training images, at most, that samples are compared with
+REFERENCE = 5_000  # training images, at most, that samples are compared with
 BATCH = 64
 LOSS_IMAGES = 256  # at most, for the loss of each level
 SAMPLES, NOISE = "samples", "noise"
@@ -39,7 +39,7 @@ def compare(
 
     Args:
         samples: ``(N, C, H, W)`` in [-1, 1].
-        training: the reference, of which at most 10,000, evenly spaced, are taken.
+        training: the reference, of which at most 5,000, evenly spaced, are taken.
         real: ``(N, C, H, W)``, images that are not in ``training``: what a perfect network would get.
         features: what images are compared by.
         real_name: of those images, for the report.
