@@ -17,6 +17,7 @@ from .bench import bench_command
 from .check import check_command
 from .demo import demo_command
 from .errors import DEBUG, complain, with_clean_errors
+from .evaluate import evaluate_command
 from .info import info_command
 from .sample import sample_command
 from .schedule import schedule_command
@@ -71,6 +72,7 @@ def _build_app() -> typer.Typer:
     for command in (
         train_command,
         sample_command,
+        evaluate_command,
         schedule_command,
         demo_command,
         info_command,

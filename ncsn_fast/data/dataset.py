@@ -172,6 +172,15 @@ class ImageDataset:
             byte_ends=self._byte_ends,
         )
 
+    def part(self, rows: slice) -> ImageDataset:
+        """Some of the samples, such as every other one; a view, that copies nothing."""
+        return ImageDataset(
+            self._values[rows],
+            data_range=self.data_range,
+            flips=self.flips,
+            dequantise=self.dequantise,
+        )
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of SHA-256 over all values as float32, bytes as values in [-1, 1].

@@ -5,6 +5,30 @@ Belongs here: the names that users import. Does not belong here: pictures (``plo
 
 from __future__ import annotations
 
-from .metrics import PCAFeatures, frechet_distance, nearest_distances, score_errors
+from .features import EfficientNetFeatures, InceptionFeatures, choose_features
+from .metrics import (
+    PCAFeatures,
+    frechet_distance,
+    kernel_distance,
+    nearest_distances,
+    nearest_images,
+    precision_recall,
+    score_errors,
+)
+from .report import compare, losses_by_level, render
 
-__all__ = ["PCAFeatures", "frechet_distance", "nearest_distances", "score_errors"]
+__all__ = [
+    "EfficientNetFeatures",
+    "InceptionFeatures",
+    "PCAFeatures",
+    "choose_features",
+    "compare",
+    "frechet_distance",
+    "kernel_distance",
+    "losses_by_level",
+    "nearest_distances",
+    "nearest_images",
+    "precision_recall",
+    "render",
+    "score_errors",
+]

@@ -1,17 +1,21 @@
 """How far samples are from data, and a learned score from an exact one.
 
 Belongs here: numbers computed from two sets of samples, in float64 on the CPU; the error of a score. Does not belong
-here: pictures (``plots``), learned feature extractors.
+here: pictures (``plots``), learned feature networks (``features.py``).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..data import ImageDataset
 from ..models.base import ScoreModel
+
+PART = 1024  # references at a time
 
 
 class PCAFeatures:
@@ -40,6 +44,7 @@ class PCAFeatures:
         )
         self.axes = axes[:, -dims:].flip(1)
         self.explained = float(variances[-dims:].sum() / variances.sum())
+        self.name = f"{dims} principal components of the training images' pixels"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of ``images``, float64 ``(N, dims)``."""
@@ -105,11 +110,105 @@ def nearest_distances(queries: Tensor, references: Tensor) -> Tensor:
             f"queries and references must be images of one shape, got {tuple(queries.shape)} and "
             f"{tuple(references.shape)}"
         )
-    # The matrix-product form of cdist loses the digits of small distances, which are the ones looked for here.
-    distances = torch.cdist(
-        _flat(queries), _flat(references), compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    return distances.amin(1)
+    return _distances(_flat(queries), _flat(references)).amin(1)
+
+
+def nearest_images(
+    queries: Tensor, references: Tensor | ImageDataset, k: int
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` nearest of many images to each query, by the Euclidean distance of pixels; a part of them at a time.
+
+    Args:
+        queries: ``(N, ...)``; references: ``(M, ...)``, M >= k.
+
+    Returns:
+        distances, float64 ``(N, k)``, ascending, and the numbers of the references, int64 ``(N, k)``.
+
+    Raises:
+        ValueError: images of different shapes, or fewer than ``k`` references.
+    """
+    if queries.shape[1:] != references.shape[1:] or not 1 <= k <= len(references):
+        raise ValueError(
+            f"queries and references must be images of one shape, {k} references at least, got "
+            f"{tuple(queries.shape)} and {tuple(references.shape)}"
+        )
+    flat = _flat(queries)
+    best = torch.full((len(flat), 0), 0.0, dtype=torch.float64, device="cpu")
+    where = torch.empty((len(flat), 0), dtype=torch.int64, device="cpu")
+    for begin in range(0, len(references), PART):
+        some = _flat(references[begin : begin + PART])
+        numbers = torch.arange(begin, begin + len(some), dtype=torch.int64, device="cpu")
+        best = torch.cat([best, _distances(flat, some)], 1)
+        where = torch.cat([where, numbers.expand(len(flat), -1)], 1)
+        best, order = best.topk(min(k, best.shape[1]), largest=False)
+        where = where.gather(1, order)
+    return best, where
+
+
+def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> tuple[float, float]:
+    """How many samples look real, and how many real images the samples reach.
+
+    A set of features covers the balls around its points that reach to their k-th nearest neighbour in the set.
+    Precision is the part of the samples that the real images cover; recall that of the real images that the samples
+    cover.
+
+    Args:
+        real, drawn: features ``(N, D)`` and ``(M, D)``, N, M > k; of about the same sizes, with which both rise.
+        k: of the neighbour.
+
+    Raises:
+        ValueError: other shapes, or too few.
+
+    Reference: Kynkaanniemi et al., 2019, `arXiv:1904.06991 <https://arxiv.org/abs/1904.06991>`_, equations (1), (2).
+    """
+    real, drawn = real.to("cpu", torch.float64), drawn.to("cpu", torch.float64)
+    if real.ndim != 2 or drawn.ndim != 2 or real.shape[1] != drawn.shape[1]:
+        raise ValueError(
+            f"features must be (N, D) and (M, D), got {tuple(real.shape)} and {tuple(drawn.shape)}"
+        )
+    if min(len(real), len(drawn)) <= k:
+        raise ValueError(f"both sets must have more than {k} features")
+
+    def radii(x: Tensor) -> Tensor:
+        # The nearest of all is the point itself.
+        return _distances(x, x).kthvalue(k + 1, dim=1).values
+
+    across = _distances(drawn, real)
+    precision = (across <= radii(real)).any(1).double().mean()
+    recall = (across.T <= radii(drawn)).any(1).double().mean()
+    return float(precision), float(recall)
+
+
+def kernel_distance(a: Tensor, b: Tensor, *, seed: int = 0) -> tuple[float, float] | None:
+    """The kernel distance (KID) of two sets of features, by torchmetrics: the mean and spread over random subsets.
+
+    100 subsets of 1000, or of all features if there are fewer. Unlike the Frechet distance it is not biased by the
+    sizes of the sets.
+
+    Returns:
+        mean and standard deviation; ``None`` if torchmetrics is not installed.
+
+    Reference: Binkowski et al., 2018, `arXiv:1801.01401 <https://arxiv.org/abs/1801.01401>`_.
+    """
+    try:
+        from torchmetrics.image.kid import KernelInceptionDistance
+    except ImportError:
+        return None
+    size = min(1000, len(a), len(b))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features")
+        metric = KernelInceptionDistance(torch.nn.Identity(), subset_size=size)
+    for features, real in ((a, True), (b, False)):
+        metric.update(features.to("cpu", torch.float64), real=real)
+    with torch.random.fork_rng(devices=[]):  # which chooses the subsets
+        torch.manual_seed(seed)
+        mean, spread = metric.compute()
+    return float(mean), float(spread)
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    # The matrix-product form loses the digits of small distances, which are the ones looked for here.
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _flat(images: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""``ncsn-fast evaluate`` of small runs: what it writes, what it compares with, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ncsn_fast import NCSN, NCSNConfig
+from ncsn_fast.cli import main
+from ncsn_fast.data import load_digits
+from ncsn_fast.training import TrainingSettings, train
+
+CONFIG = NCSNConfig(in_channels=1, nf=4, num_classes=2, dilations=(1, 1, 1, 1), sigmas=(1.0, 0.2))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    settings = TrainingSettings(iterations=2, batch_size=4)
+    train(NCSN(CONFIG), load_digits(), settings, folder, verbose=False)
+    return folder
+
+
+def evaluate(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", *map(str, arguments), "--steps", "1", "--device", "cpu"])
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+def test_the_digits_with_their_own_held_out_images(run, capsys):
+    status, said, _ = evaluate(capsys, run)
+    assert status == 0 and "257 samples are drawn: as many as there are held-out images" in said
+    report = json.loads((run / "evaluation" / "report.json").read_text())
+    assert report["n"] == 257 and report["heldout"] == "digits:heldout"
+    assert set(report["sets"]) == {"samples", "held-out images", "noise"}
+    losses = report["loss_by_level"]
+    assert losses["sigmas"] == pytest.approx([1.0, 0.2])
+    assert len(losses["training images"]) == len(losses["held-out images"]) == 2
+    assert (run / "evaluation" / "report.txt").read_text().strip() in said
+    with Image.open(run / "evaluation" / "nearest.png") as picture:
+        assert picture.width > 2 * 6 * 64 and picture.height > 10 * 64
+
+
+def test_data_of_ones_own(run, capsys, tmp_path):
+    digits = load_digits()
+    np.save(tmp_path / "a.npy", digits.numpy())
+    options = ["--data", tmp_path / "a.npy", "--n", 20, "--out", tmp_path / "out"]
+    assert evaluate(capsys, run, *options)[0] == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(report["sets"]) == {"samples", "real images", "noise"} and report["n"] == 20
+    assert report["reference"] == 770  # the other half
+    assert report["sets"]["real images"]["nearest"] > 0
+    assert set(report["loss_by_level"]) == {"sigmas", "training images"}
+    again = [*options, "--heldout", "digits:heldout", "--features", "pca"]
+    assert evaluate(capsys, run, *again)[0] == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["reference"] == 1540 and "held-out images" in report["sets"]
+
+
+def test_mistakes(run, capsys, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 16, 16), np.uint8))
+    for arguments, message in (
+        ([tmp_path / "none"], "does not exist"),
+        ([run, "--data", tmp_path / "a.npy"], "(N, 1, 8, 8)"),
+        ([run, "--data", tmp_path / "nowhere"], "does not exist"),
+        ([run, "--step-lr", "1", "--sampler", "pc"], "takes no step_lr"),
+    ):
+        status, _, error = evaluate(capsys, *arguments)
+        assert status == 2 and message in error
