@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.ranges import to_image_range
+from ..models.base import ScoreModel
 from ..sampling import samplers
 from ..sampling import to_folder as sharded
 from ..sampling.run import callback_sigmas
@@ -147,14 +148,8 @@ def sample_command(
             raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
         write = writer(out, file_format)
         check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
-        model, size = load_model(source, where, weights=weights)
+        model, size = _load_image_network(source, where, weights)
         expected = model.data_range
-        if len(model.sample_shape) != 3 or expected is None:
-            what = "logits" if len(model.sample_shape) == 3 else "points"
-            raise ValueError(
-                f"{source} is of a {type(model).__name__} of {what}, and this command writes images: in Python, "
-                "load_model(path)[0].sample(n)"
-            )
         if image_size is None and size is None:
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
@@ -164,8 +159,6 @@ def sample_command(
         options: dict[str, Any] = {"n_steps_each": steps, "clip": clip, "denoise": denoise}
         options |= {"seed": seed}
         sigmas = model.sigmas.tolist()
-        if not (sigmas and all(sigma > 0 for sigma in sigmas)):
-            raise ValueError(f"{source} has no noise levels: set_sigmas before it is saved")
         options |= {"sampler": sampler, **samplers.own_options(sampler, sigmas, given)}
         settings = {
             "weights": "" if one_file else sharded.fingerprint(model),
@@ -215,3 +208,19 @@ def sample_command(
             images = draw(0, min(n, batch, GRID), **watch) if wanted else None
         write_pictures(images, frames, [*named, 0.0], grid, strip, gif)
         typer.echo(f"{n} images: {out}")
+
+
+def _load_image_network(
+    source: Path, device: torch.device, weights: str
+) -> tuple[ScoreModel, tuple[int, ...] | None]:
+    """A network of images with its noise levels, and the size of those it was trained on."""
+    model, size = load_model(source, device, weights=weights)
+    if len(model.sample_shape) != 3 or model.data_range is None:
+        what = "logits" if len(model.sample_shape) == 3 else "points"
+        raise ValueError(
+            f"{source} is of a {type(model).__name__} of {what}, and this command writes images: in Python, "
+            "load_model(path)[0].sample(n)"
+        )
+    if not (len(model.sigmas) and bool((model.sigmas > 0).all())):
+        raise ValueError(f"{source} has no noise levels: set_sigmas before it is saved")
+    return model, size
