@@ -289,7 +289,7 @@ def _held_ladder(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def network_names() -> tuple[str, ...]:
     """The networks by short names: ``"ncsn"``, ``"cnn"``, ``"mlp"``, ..."""
-    return tuple(_short(name) for name in NETWORKS)
+    return tuple(sorted(_short(name) for name in NETWORKS))
 
 
 def run_names() -> tuple[str, ...]:
