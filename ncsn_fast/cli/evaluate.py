@@ -19,7 +19,7 @@ from ..files import write_atomically
 from ..plots import pictures
 from ..sampling import samplers
 from ..training.checkpoints import load_model
-from .options import DIGITS, choose_device, open_data
+from .options import CACHE, DIGITS, choose_device, open_data
 from .output import PICTURE_SIDE
 
 try:
@@ -87,7 +87,7 @@ def evaluate_command(
 
     def opened(name: str) -> ImageDataset:
         shape = size[0], model.config.in_channels
-        return open_data(name, *shape, cache=folder / "data_cache", verbose=True)
+        return open_data(name, *shape, cache=folder / CACHE, verbose=True)
 
     training = opened(data)
     if heldout is None and data == DIGITS:

@@ -21,6 +21,8 @@ try:
 except ImportError:  # an extra; main says so
     typer = None
 
+CACHE = "data_cache"  # the folder of decoded images, in that of a run
+
 
 def open_data(data: str, image_size: int, channels: int, **options: Any) -> ImageDataset:
     """The images of an option, by :func:`~ncsn_fast.data.open_images`; what is said of them goes to stderr.

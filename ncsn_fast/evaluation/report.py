@@ -21,6 +21,7 @@ from .metrics import frechet_distance, kernel_distance, nearest_images, precisio
 REFERENCE = 5_000  # training images, at most, that samples are compared with
 BATCH = 64
 LOSS_IMAGES = 256  # at most, for the loss of each level
+NEAREST_IMAGES = 100  # of each set, at most, that are compared with every training image
 SAMPLES, NOISE = "samples", "noise"
 
 Images = Tensor | ImageDataset
@@ -48,7 +49,7 @@ def compare(
     Returns:
         Plain values: ``features``, ``n``, ``reference``, and under ``sets`` for each set ``frechet``, ``kid``,
         ``kid_std`` (absent without torchmetrics), ``precision``, ``recall``, and ``nearest``, the median distance in
-        pixels to the nearest training image.
+        pixels to the nearest of all training images, of at most 100 images of the set.
 
     Raises:
         ValueError: fewer than 5 images in a set, or sets of different sizes.
@@ -71,7 +72,7 @@ def compare(
         kid = kernel_distance(known, found, seed=seed)
         if kid is not None:
             sets[name] |= {"kid": kid[0], "kid_std": kid[1]}
-        nearest = nearest_images(images[:LOSS_IMAGES], training, 1)[0].median()
+        nearest = nearest_images(images[:NEAREST_IMAGES], training, 1)[0].median()
         sets[name] |= {"precision": precision, "recall": recall, "nearest": float(nearest)}
     return {
         "features": features.name,

@@ -132,6 +132,15 @@ def test_tensors_and_loaders_of_pytorch():
     torch.testing.assert_close(first, VALUES[:8], rtol=0, atol=0)
 
 
+def test_a_part_is_a_view_with_the_same_settings():
+    data = ImageDataset(BYTES, flips=True, fingerprint="of all", byte_ends=(0, 1))
+    half = data.part(slice(1, None, 2))
+    torch.testing.assert_close(half[:], VALUES[1::2], rtol=0, atol=0)
+    assert half.flips and half._values.data_ptr() == data._values[1:].data_ptr()
+    assert half.describe() == ImageDataset(BYTES[1::2].copy(), flips=True).describe()
+    assert half.ends == (float(VALUES[1::2].min()), float(VALUES[1::2].max()))
+
+
 def test_ends_tell_of_values_that_are_not_numbers():
     values = VALUES.clone()
     values[20, 0, 0, 0] = torch.nan
