@@ -22,6 +22,7 @@ stream sample         step          use
 6      of the batch   of the probe  signs of Hutchinson's estimate
 7      number of it   0             noise on a point in a picture
 8      of the row     0, 1, ...     second noise at a step of an interpolation, towards which the first is rotated
+9      of the batch   0, 1          dequantisation of images: uniform, Gaussian
 ====== ============== ============= ==========================================================================
 """
 
@@ -37,6 +38,7 @@ STREAM_POINTS_NOISE = 5
 STREAM_PROBES = 6
 STREAM_PLOTS = 7
 STREAM_ROTATION = 8
+STREAM_DEQUANTIZATION = 9
 
 # Two uses of STREAM_LANGEVIN, told apart by the step.
 KNOWN_NOISE_STEPS = 2**31
