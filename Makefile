@@ -18,15 +18,18 @@ TORCH ?= torch==2.13.0
 RESULTS ?= build/bench.json
 SANITIZED := build/sanitize
 SANITIZED_TESTS := $(wildcard $(addprefix tests/ops/test_,network_operators.py langevin_step.py philox.py native_*.py))
+# The tests check the CUDA kernels' code wherever it can be compiled, whether or not this torch could load it.
+HAS_NVCC := $(shell command -v nvcc || ls $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc 2>/dev/null)
 SOURCES := setup.py pyproject.toml ncsn_fast/__init__.py ncsn_fast/ops/schema.py $(shell find csrc -type f)
 
 .PHONY: demo test lint bench report sanitize gpu-check clean
 
 demo: $(VENV)/.installed
+	@echo "3 of 3: the demo, two to three minutes on two cores; Ctrl-C and the same command go on where it was"
 	$(BIN)/ncsn-fast demo --out ncsn_demo
 
 # Waiting threads sleep: beside other processes those that spin, which is the default, slow everything down.
-test: $(VENV)/.installed
+test: $(VENV)/.tested-build
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed
@@ -57,12 +60,19 @@ sanitize: $(VENV)/.installed
 		$(addprefix ../../../,$(SANITIZED_TESTS))
 
 $(VENV)/.packages: pyproject.toml
+	@echo "1 of 3: a virtual environment in $(VENV) with $(TORCH); a download of some 200 MB for the CPU"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel pybind11 ninja
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.packages $(SOURCES)
+	@echo "2 of 3: this package with its kernels, compiled in a minute or two"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+$(VENV)/.tested-build: $(VENV)/.installed
+	@echo "$(if $(HAS_NVCC),CUDA kernels for the tests: four minutes on two cores,no nvcc: the tests do without CUDA kernels)"
+	$(if $(HAS_NVCC),NCSN_FAST_BUILD=cuda $(BIN)/python setup.py --quiet build_ext --inplace)
 	touch $@
 
 # Fetches nothing; makes an editable install of this checkout in that Python.

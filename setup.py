@@ -1,6 +1,7 @@
 """Builds the compiled kernels. All other metadata is in pyproject.toml.
 
-NCSN_FAST_BUILD=auto  the C++ kernels, and the CUDA kernels if nvcc is found; without torch, the pure-Python package
+NCSN_FAST_BUILD=auto  the C++ kernels, and the CUDA kernels if nvcc is found and this torch could load them; without
+                      torch, the pure-Python package
                 cpu   the C++ kernels only
                 cuda  both, or an error that names what is missing
                 none  the pure-Python package (PyTorch reference and Triton kernels)
@@ -51,14 +52,15 @@ def numbers(version: str) -> tuple[int, ...]:
 # --- what is here ---------------------------------------------------------------------------------
 
 
-def find_torch() -> tuple[Path, str] | None:
-    """Torch's folder and version, without the cost of importing it."""
+def find_torch() -> tuple[Path, str, bool] | None:
+    """Torch's folder and version, and whether it has CUDA, without the cost of importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).parent
-    version = re.search(r"^__version__ = ['\"](.+)['\"]", (folder / "version.py").read_text(), re.M)
-    return folder, version[1]
+    facts = (folder / "version.py").read_text()
+    version = re.search(r"^__version__ = ['\"](.+)['\"]", facts, re.M)
+    return folder, version[1], re.search(r"^cuda\b.*= ['\"]", facts, re.M) is not None
 
 
 def find_cuda_home() -> Path | None:
@@ -85,12 +87,26 @@ def find_compiler() -> str:
     return compiler
 
 
+def gpus_there() -> list[str]:
+    """The compute capabilities of this machine's GPUs, such as 9.0, in order; none without a driver."""
+    ask = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return sorted(set(re.findall(r"^\d+\.\d+$", told.stdout, re.M)), key=numbers)
+
+
 def cuda_architectures(nvcc: Path) -> list[str]:
-    """The ``-gencode`` flags for TORCH_CUDA_ARCH_LIST, or for the defaults that this nvcc knows."""
+    """The ``-gencode`` flags for TORCH_CUDA_ARCH_LIST, for the GPUs that are there, or for the defaults.
+
+    Of the last two, those that this nvcc knows.
+    """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if not listed:
         known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
-        listed = [a for a in DEFAULT_CUDA_ARCHS if f"compute_{a.replace('.', '')}" in known]
+        known_of = lambda archs: [a for a in archs if f"compute_{a.replace('.', '')}" in known]  # noqa: E731
+        listed = known_of(gpus_there()) or known_of(DEFAULT_CUDA_ARCHS)
         listed[-1] += "+PTX"
     flags = []
     for arch in listed:
@@ -144,7 +160,13 @@ def plan() -> list[Extension]:
             "NCSN_FAST_BUILD=cuda: no CUDA toolkit (bin/nvcc and include/cuda_runtime.h) was found; "
             "install it or set CUDA_HOME"
         )
-    if mode != "cpu" and find_cuda_home() is not None:
+    if mode == "auto" and find_cuda_home() is not None and not torch[2]:
+        print(
+            f"ncsn_fast: building without CUDA kernels, which torch {torch[1]} could not load "
+            "(NCSN_FAST_BUILD=cuda builds them all the same)",
+            file=sys.stderr,
+        )
+    elif mode != "cpu" and find_cuda_home() is not None:
         extensions.append(
             Extension("ncsn_fast._C_cuda", sources("csrc/cuda/*.cu"), depends=headers)
         )
@@ -170,7 +192,7 @@ class BuildKernels(build_ext):
         import ninja
         from ninja import ninja_syntax
 
-        torch_dir, torch_version = find_torch()
+        torch_dir, torch_version, _ = find_torch()
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch{torch_version}"
         if SANITIZE:
             tag += "-sanitize"

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import ops
 from .models.config import NCSNConfig
 from .models.ncsn import NCSN
 from .models.small import ScoreCNN, ScoreMLP
 from .ops import set_backend, use_backend
+
+if TYPE_CHECKING:
+    from .benchmarks.check import Row
 
 __version__ = "0.1.0"
 
@@ -27,12 +32,21 @@ __all__ = [
     "ScoreCNN",
     "ScoreMLP",
     "__version__",
+    "check",
     "ops",
     "set_backend",
     "use_backend",
 ]
 
-# Modules of 0.1 that have moved into rooms: an import by the old name gives the new module.
+
+def check(devices: Sequence[str] | None = None) -> list[Row]:
+    """Compare every kernel with the reference on this machine: :func:`ncsn_fast.benchmarks.check.check`."""
+    from .benchmarks import check as module  # which takes a second to import
+
+    return module.check(devices)
+
+
+# Modules that have moved into rooms: an import by the old name gives the new module.
 _MOVED = {
     "checkpoints": "training.checkpoints",
     "config": "models.config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,58 @@ def test_setup_without_torch_says_how_to_build_the_kernels():
     assert result.returncode == 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ncsn_fast:")]
     assert "pip install --no-build-isolation ." in line
+
+
+PLAN = """
+import os, pathlib, runpy, sys
+sys.argv = ["setup.py", "--name"]
+names = runpy.run_path("setup.py", run_name="setup")
+plan = names["plan"].__globals__
+plan["find_cuda_home"] = lambda: pathlib.Path("/cuda")
+plan["find_torch"] = lambda: (pathlib.Path("/torch"), "9.9", os.environ["HAS_CUDA"] == "yes")
+print([extension.name for extension in names["plan"]()])
+"""
+
+
+def test_cuda_kernels_are_built_where_torch_would_load_them():
+    for mode, has_cuda, built in (
+        ("auto", "yes", True),
+        ("auto", "no", False),
+        ("cuda", "no", True),
+        ("cpu", "yes", False),
+    ):
+        result = run([sys.executable, "-c", PLAN], ROOT, NCSN_FAST_BUILD=mode, HAS_CUDA=has_cuda)
+        assert result.returncode == 0, result.stderr
+        assert ("_C_cuda" in result.stdout) == built, (mode, has_cuda)
+        assert ("torch 9.9 could not load" in result.stderr) == ((mode, has_cuda) == ("auto", "no"))
+
+
+ARCHITECTURES = """
+import pathlib, runpy, subprocess, sys
+sys.argv = ["setup.py", "--name"]
+names = runpy.run_path("setup.py", run_name="setup")
+subprocess.check_output = lambda *a, **k: "compute_80\\ncompute_90\\ncompute_120\\n"
+print(names["cuda_architectures"](pathlib.Path("nvcc")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        ("9.0\n9.0\n8.0\n", ["sm_80", "sm_90", "compute_90"]),
+        ("7.5\n", ["sm_80", "sm_90", "sm_120", "compute_120"]),  # this nvcc does not know it
+        (None, ["sm_80", "sm_90", "sm_120", "compute_120"]),
+    ],
+)
+def test_architectures_are_those_of_the_gpus_that_are_there(tmp_path, gpus, expected):
+    if gpus is not None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\ncat <<END\n{gpus}END\n")
+        program.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    result = run([sys.executable, "-c", ARCHITECTURES], ROOT, PATH=path, TORCH_CUDA_ARCH_LIST="")
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r",code=(\w+)", result.stdout) == expected
 
 
 @pytest.mark.parametrize(

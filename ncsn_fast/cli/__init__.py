@@ -14,6 +14,7 @@ from typing import Annotated
 
 from .. import __version__
 from .bench import bench_command
+from .check import check_command
 from .demo import demo_command
 from .errors import DEBUG, complain, with_clean_errors
 from .info import info_command
@@ -73,6 +74,7 @@ def _build_app() -> typer.Typer:
         schedule_command,
         demo_command,
         info_command,
+        check_command,
     ):
         app.command(command.__name__.removesuffix("_command"))(with_clean_errors(command))
     hand_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
