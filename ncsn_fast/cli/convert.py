@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,10 @@ from ..models.official_config import (
     config_of,
     image_size_of,
     read_config,
+    sampling_of,
     save_config,
 )
+from ..models.sampling_settings import load_sampling, save_sampling
 from ..schedules import make_sigmas
 from ..training.checkpoints import (
     CHECKPOINT_NAME,
@@ -23,6 +26,7 @@ from ..training.checkpoints import (
     load_model,
     save_model,
 )
+from ..training.published import official_settings
 
 try:
     import typer
@@ -107,6 +111,7 @@ def _to_folder(
     if size is None and settings is not None:
         size = image_size_of(settings)
     save_model(model, out, size)
+    save_sampling(out, _sampling(model, settings))
     if settings is None:
         (out / CONFIG_NAME).unlink(missing_ok=True)
     else:
@@ -116,6 +121,17 @@ def _to_folder(
         f"{len(model.sigmas)} noise levels from {float(model.sigmas[0]):.4g} to "
         f"{float(model.sigmas[-1]):.4g}: {out}"
     )
+
+
+def _sampling(model: OfficialNetwork, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How samples are drawn: as the configuration says, or as published for the network's ladder."""
+    options = {} if settings is None else sampling_of(settings)
+    if options:
+        return options
+    try:
+        return official_settings(model)
+    except ValueError:  # a network of one's own training, of which nothing is known
+        return {}
 
 
 def _to_official(
@@ -133,7 +149,9 @@ def _to_official(
     if config_file.exists() and not overwrite:
         raise ValueError(f"{config_file} is there already: give --overwrite to replace it")
     kept = source / CONFIG_NAME
-    settings = read_config(kept) if kept.is_file() else config_of(model, size)
+    settings = (
+        read_config(kept) if kept.is_file() else config_of(model, size, load_sampling(source))
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     if run.is_file():
         _save_run(load_checkpoint(run), model, out, weights)

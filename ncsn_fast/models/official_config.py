@@ -132,14 +132,36 @@ def image_size_of(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     return None if size is None else (size, size)
 
 
+def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How the program of 2020 samples by the configuration, as options of ``sample``; empty without that section.
+
+    Networks whose data are rescaled or logits begin from other numbers than U(0, 1), and their samples become images
+    by :func:`~ncsn_fast.data.official.to_images`: no start and no clamp is said for them.
+    """
+    sampling, data = settings.get("sampling"), settings["data"]
+    if not isinstance(sampling, Mapping) or not {"n_steps_each", "step_lr"} <= set(sampling):
+        return {}
+    options = {
+        "n_steps_each": int(sampling["n_steps_each"]),
+        "step_lr": float(sampling["step_lr"]),
+        "denoise": bool(sampling.get("denoise", True)),
+    }
+    if not (data.get("rescaled") or data.get("logit_transform")):
+        options |= {"init_dist": "uniform", "clip": True}
+    return options
+
+
 def config_of(
-    model: OfficialNetwork, image_size: tuple[int, int] | None = None
+    model: OfficialNetwork,
+    image_size: tuple[int, int] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What a configuration says of a network: the sections ``model`` and ``data``.
+    """What a configuration says of a network: the sections ``model`` and ``data``, and ``sampling`` if it is known.
 
     Args:
         model: one of the four networks, its sigmas set.
         image_size: height and width of its images, equal.
+        sampling: options of ``sample``, of which the steps, their size and the denoising are kept.
 
     Raises:
         ValueError: a ladder that is neither geometric nor uniform, or images that are not square: the authors'
@@ -171,7 +193,10 @@ def config_of(
         size = {"image_size": image_size[0]}
     config = model.config
     rescaled = {} if isinstance(model, OfficialNCSN) else {"rescaled": config.rescaled}
+    names = ("n_steps_each", "step_lr", "denoise")
+    kept = {name: sampling[name] for name in names if name in (sampling or {})}
     return {
+        **({"sampling": kept} if kept else {}),
         "data": {
             "dataset": DATASETS[type(model)],
             **size,

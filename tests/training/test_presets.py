@@ -45,7 +45,9 @@ def test_all_published_settings_are_there():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings(name):
-    network, count, size, channels, nf, levels, begin, steps, batch, rate, ema = PUBLISHED[name][:11]
+    network, count, size, channels, nf, levels, begin, steps, batch, rate, ema = PUBLISHED[name][
+        :11
+    ]
     each, step_lr, denoise, first_step, passes = PUBLISHED[name][11:]
     preset = read_preset(name)
     sampling = preset.pop("sampling")
@@ -83,6 +85,4 @@ def test_published_settings(name):
 
 def test_ladder_of_2019():
     printed = [1, 0.5995, 0.3594, 0.2154, 0.1292, 0.0774, 0.0464, 0.0278, 0.0167, 0.01]
-    torch.testing.assert_close(
-        make_sigmas(1.0, 0.01, 10), torch.tensor(printed), rtol=0, atol=5e-5
-    )
+    torch.testing.assert_close(make_sigmas(1.0, 0.01, 10), torch.tensor(printed), rtol=0, atol=5e-5)
