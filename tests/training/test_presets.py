@@ -12,43 +12,43 @@ from ncsn_fast.schedules import make_sigmas
 from ncsn_fast.training.config import preset_names, read_preset
 from ncsn_fast.training.settings import TrainingSettings
 
-# Network, parameters; image size, channels; nf, levels, largest sigma; iterations, batch, rate, average; steps each,
-# step size, denoised; step size at level 0, passes of the network for an image.
-PUBLISHED = {
-    "ncsn-mnist": (OfficialNCSN, 7_638_657, 28, 1, 64, 10, 1, 200_000, 128, 1e-3, 0)
-    + (100, 2e-5, False, 0.2, 1000),
-    "ncsn-cifar10": (OfficialNCSN, 30_117_635, 32, 3, 128, 10, 1, 200_000, 128, 1e-3, 0)
-    + (100, 2e-5, False, 0.2, 1000),
-    "ncsn-celeba": (OfficialNCSN, 30_117_635, 32, 3, 128, 10, 1, 200_000, 128, 1e-3, 0)
-    + (100, 2e-5, False, 0.2, 1000),
-    "ncsn-cifar10-2020": (OfficialNCSN, 30_117_635, 32, 3, 128, 10, 1, 300_000, 128, 1e-3, 0)
-    + (100, 2e-5, False, 0.2, 1000),
-    "ncsnv2-cifar10": (NCSNv2, 29_694_083, 32, 3, 128, 232, 50, 300_000, 128, 1e-4, 0.999)
-    + (5, 6.2e-6, True, 155, 1161),
-    "ncsnv2-celeba": (NCSNv2, 29_694_083, 64, 3, 128, 500, 90, 210_000, 128, 1e-4, 0.999)
-    + (5, 3.3e-6, True, 267.3, 2501),
-    "ncsnv2-church": (NCSNv2Deeper, 83_445_379, 64, 3, 128, 788, 140, 200_000, 128, 1e-4, 0.999)
-    + (4, 4.9e-6, True, 960.4, 3153),
-    "ncsnv2-bedroom": (NCSNv2Deeper, 83_445_379, 128, 3, 128, 1086, 190, 150_000, 128, 1e-4, 0.999)
-    + (3, 1.8e-6, True, 649.8, 3259),
-    "ncsnv2-tower": (NCSNv2Deeper, 83_445_379, 128, 3, 128, 1086, 190, 150_000, 128, 1e-4, 0.999)
-    + (3, 1.8e-6, True, 649.8, 3259),
-    "ncsnv2-ffhq": (NCSNv2Deepest, 94_132_611, 256, 3, 128, 2311, 348, 80_000, 32, 1e-4, 0.999)
-    + (3, 9e-7, True, 1089.9, 6934),
+# Network, parameters, image size, channels, nf, levels, largest sigma, iterations, batch, learning rate, average.
+TRAINED = {
+    "ncsn-mnist": (OfficialNCSN, 7_638_657, 28, 1, 64, 10, 1, 200_000, 128, 1e-3, 0),
+    "ncsn-cifar10": (OfficialNCSN, 30_117_635, 32, 3, 128, 10, 1, 200_000, 128, 1e-3, 0),
+    "ncsn-celeba": (OfficialNCSN, 30_117_635, 32, 3, 128, 10, 1, 200_000, 128, 1e-3, 0),
+    "ncsn-cifar10-2020": (OfficialNCSN, 30_117_635, 32, 3, 128, 10, 1, 300_000, 128, 1e-3, 0),
+    "ncsnv2-cifar10": (NCSNv2, 29_694_083, 32, 3, 128, 232, 50, 300_000, 128, 1e-4, 0.999),
+    "ncsnv2-celeba": (NCSNv2, 29_694_083, 64, 3, 128, 500, 90, 210_000, 128, 1e-4, 0.999),
+    "ncsnv2-church": (NCSNv2Deeper, 83_445_379, 64, 3, 128, 788, 140, 200_000, 128, 1e-4, 0.999),
+    "ncsnv2-bedroom": (NCSNv2Deeper, 83_445_379, 128, 3, 128, 1086, 190, 150_000, 128, 1e-4, 0.999),
+    "ncsnv2-tower": (NCSNv2Deeper, 83_445_379, 128, 3, 128, 1086, 190, 150_000, 128, 1e-4, 0.999),
+    "ncsnv2-ffhq": (NCSNv2Deepest, 94_132_611, 256, 3, 128, 2311, 348, 80_000, 32, 1e-4, 0.999),
+}
+# Steps at each level, step size, denoised; then what follows: step size at level 0, passes of the network for an image.
+SAMPLED = {
+    "ncsn-mnist": (100, 2e-5, False, 0.2, 1000),
+    "ncsn-cifar10": (100, 2e-5, False, 0.2, 1000),
+    "ncsn-celeba": (100, 2e-5, False, 0.2, 1000),
+    "ncsn-cifar10-2020": (100, 2e-5, False, 0.2, 1000),
+    "ncsnv2-cifar10": (5, 6.2e-6, True, 155, 1161),
+    "ncsnv2-celeba": (5, 3.3e-6, True, 267.3, 2501),
+    "ncsnv2-church": (4, 4.9e-6, True, 960.4, 3153),
+    "ncsnv2-bedroom": (3, 1.8e-6, True, 649.8, 3259),
+    "ncsnv2-tower": (3, 1.8e-6, True, 649.8, 3259),
+    "ncsnv2-ffhq": (3, 9e-7, True, 1089.9, 6934),
 }
 SETTINGS = {field.name for field in dataclasses.fields(TrainingSettings)}
 
 
 def test_all_published_settings_are_there():
-    assert set(PUBLISHED) <= set(preset_names())
+    assert set(TRAINED) <= set(preset_names())
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", TRAINED)
 def test_published_settings(name):
-    network, count, size, channels, nf, levels, begin, steps, batch, rate, ema = PUBLISHED[name][
-        :11
-    ]
-    each, step_lr, denoise, first_step, passes = PUBLISHED[name][11:]
+    network, count, size, channels, nf, levels, begin, steps, batch, rate, ema = TRAINED[name]
+    each, step_lr, denoise, first_step, passes = SAMPLED[name]
     preset = read_preset(name)
     sampling = preset.pop("sampling")
     settings = TrainingSettings(**{k: v for k, v in preset.items() if k in SETTINGS})
