@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import ops
+from .models.base import ScoreModel, load_pretrained
 from .models.config import NCSNConfig
 from .models.ncsn import NCSN
 from .models.small import ScoreCNN, ScoreMLP
@@ -31,8 +32,10 @@ __all__ = [
     "NCSNConfig",
     "ScoreCNN",
     "ScoreMLP",
+    "ScoreModel",
     "__version__",
     "check",
+    "load_pretrained",
     "ops",
     "set_backend",
     "use_backend",

@@ -29,24 +29,23 @@ def world_size() -> int:
     return int(said) if said.isdecimal() else 1
 
 
-def network_inside(model: nn.Module, networks: tuple[type[nn.Module], ...]) -> nn.Module:
+def network_inside(model: nn.Module, network: type[nn.Module]) -> nn.Module:
     """The network to train: ``model`` itself, or what ``torch.compile`` made it of.
 
     Args:
-        networks: what it may be.
+        network: its class, or a class above it.
 
     Raises:
         TypeError: another module; the message says where in a known wrapper the network is.
     """
     if _is_compiled(model):
-        return network_inside(model._orig_mod, networks)
+        return network_inside(model._orig_mod, network)
     inner, path = model, "model"
-    while not isinstance(inner, networks):
+    while not isinstance(inner, network):
         name = next((name for name in INNER_NAMES if name in getattr(inner, "_modules", ())), None)
         if name is None:
             raise TypeError(
-                f"model must be a {' or '.join(network.__name__ for network in networks)}, "
-                f"got a {type(model).__name__}"
+                f"model must be a {network.__name__}, such as an NCSN, got a {type(model).__name__}"
             )
         inner, path = inner._modules[name], f"{path}.{name}"
     if inner is not model:

@@ -76,7 +76,7 @@ def test_other_wrappers_are_told_where_the_network_is(tmp_path, wrap, path):
 
 def test_what_is_no_network(tmp_path):
     for thing in (nn.Linear(2, 2), nn.Sequential(new_model()), "model"):
-        with pytest.raises(TypeError, match="model must be a NCSN or ScoreMLP or ScoreCNN, got"):
+        with pytest.raises(TypeError, match="model must be a ScoreModel, such as an NCSN, got"):
             run(tmp_path, thing)
 
 

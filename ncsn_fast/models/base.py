@@ -1,112 +1,108 @@
-"""What every score network offers, and what those conditioned on sigma itself share.
+"""What every score network is and offers: :class:`ScoreModel`.
 
-Belongs here: :class:`ScoreModel`, the interface that the trainer, the plots and users rely on;
-:class:`SigmaConditioned`, its implementation but for the network proper. Does not belong here: networks
-(``model.py``, ``networks.py``), objectives (``losses.py``), samplers (``sampling.py``).
+Belongs here: what does not depend on the layers of a network. Does not belong here: networks (``ncsn.py``,
+``small.py``, ``official.py``), their ladder (``ladder.py``), checks of inputs (``inputs.py``), files
+(``pretrained.py``), how samples are drawn (``drawing.py``), objectives (``losses.py``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checks import height_and_width, positive_int
-from ..data.ranges import Range, byte_hint, hint_range
+from ..data.ranges import Range, hint_range
 from ..distributed import warn_of_unshared_gradients
 from ..losses import Weighting, score_matching_loss
-from ..ops.dispatch import values_are_at_hand
-from ..sampling.run import draw
 from ..sampling.start import draw_seed
-from ..schedules import check_sigmas
-from .pretrained import strip_wrapper_names
+from ..schedules import make_sigmas
+from .drawing import draw_samples, scores_of_labels, scores_of_sigma
+from .inputs import check_data, check_labels, check_sigma
+from .ladder import WithLadder
+from .pretrained import Pretrained
+
+LABEL, SIGMA = "label", "sigma"  # what a network may be conditioned on
 
 
-class ScoreModel(Protocol):
-    """What the trainer, the plots and a user need of a score network; NCSN, ScoreMLP and ScoreCNN all have it.
+class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
+    """A network that estimates the score of data with noise; the base of all of them.
 
-    They differ in what ``forward`` is conditioned on: ``NCSN(x, labels)``, numbers of levels of its ladder, and
-    ``ScoreMLP(x, sigma)``, ``ScoreCNN(x, sigma)``, any sigma. ``score(x, level)`` is the same for all.
-
-    Attributes:
-        config: a frozen dataclass of what the network was made from, with a field ``sigmas``.
-        sigmas: the ladder, ``(K,)``, float32, strictly descending.
-
-    A network may also have ``data_range``, what the values of its data must lie in; see ``ranges.py``.
-    """
-
-    config: Any
-    sigmas: Tensor
-
-    def set_sigmas(self, sigmas: Sequence[float] | Tensor) -> None:
-        """Set the ladder."""
-
-    def score(self, x: Tensor, level: int) -> Tensor:
-        """The score of the data with noise ``sigmas[level]``, at ``x``; shape of ``x``."""
-
-    def get_loss(
-        self,
-        x: Tensor,
-        *,
-        labels: Tensor | None = None,
-        seed: int | None = None,
-        weighting: Weighting = "sigma2",
-    ) -> tuple[Tensor, Tensor]:
-        """The denoising score matching loss of clean data, and the levels that were drawn."""
-
-    def sample(self, n_samples: int, *args: Any, **options: Any) -> Tensor:
-        """Samples, by any of :data:`~ncsn_fast.sampling.samplers.SAMPLERS`."""
-
-
-class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"):
-    """What the networks conditioned on sigma share. ``forward(x, sigma)`` is their own.
+    A network of one's own gives four things, see docs/adding_a_network.md: ``Config``, a frozen dataclass with a field
+    ``sigmas``; ``__init__(config)``, which begins with ``super().__init__(config)``; :attr:`sample_shape`; and
+    ``forward(x, condition)``, which begins with :meth:`check_input`. :func:`~ncsn_fast.models.registry.register`
+    makes it known, so that it is trained, saved, loaded and sampled like those that are here.
 
     Args:
         config: of the network.
 
     Attributes:
-        data_range: what the values of data must lie in; ``None``: any.
-        config: the same.
-        sigmas: buffer ``(K,)``, float32; empty until set. A ladder to draw levels from in training, and to
-            anneal along; ``forward`` takes any sigma.
+        Config: the class of its configurations.
+        conditioned_on: what ``forward`` takes beside ``x``: ``"sigma"``, any noise level; or ``"label"``, the number of
+            a level of the ladder, whose length is then ``config.num_classes``.
+        data_range: what the values of data must lie in; ``None``: any, such as those of points.
+        samples_as_weights: draw samples in the layout of the weights, channels_last if those are; else contiguous.
+        config: the configuration.
+        sigmas: buffer ``(K,)``, the ladder, float32 whatever the dtype of the parameters. Until it is set, zeros, or
+            empty where the network takes any length.
     """
 
+    Config: ClassVar[type]
+    conditioned_on: ClassVar[str] = SIGMA
     data_range: Range | None = None
+    samples_as_weights: ClassVar[bool] = False
+    make_sigmas = staticmethod(make_sigmas)
 
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self._hub_mixin_config = config  # what save_pretrained writes into config.json
-        self.register_buffer("sigmas", torch.zeros(0, dtype=torch.float32))
-        self.register_load_state_dict_pre_hook(strip_wrapper_names)
-        self.register_load_state_dict_pre_hook(_make_room_for_sigmas)
-        if config.sigmas is not None:
-            self.set_sigmas(config.sigmas)
+    def __new__(cls, *args: Any, **kwargs: Any) -> ScoreModel:
+        """Refuse a config together with other arguments."""
+        # __init__ could not tell an argument that was given from one left at the same default. A subclass with an
+        # __init__ of its own may take more.
+        owner = next((base for base in cls.__mro__ if "Config" in vars(base)), None)
+        if owner and cls.__init__ is owner.__init__ and len(args) + len(kwargs) > 1:
+            if any(isinstance(value, cls.Config) for value in (*args, *kwargs.values())):
+                raise TypeError(f"{owner.__name__} takes a config or separate arguments, got both")
+        return super().__new__(cls, *args, **kwargs)
 
     @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """The shape of one sample, without the batch."""
-        raise NotImplementedError
+    def sample_shape(self) -> tuple[int | None, ...]:
+        """The shape of one sample, without the batch: ``(D,)`` of points, ``(C, H, W)`` of images, where ``None`` for H
+        and W means that there is no usual size. ``forward`` takes images of any size in either case.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say its sample_shape")
 
-    def set_sigmas(self, sigmas: Sequence[float] | Tensor) -> None:
-        """Set the ladder of noise levels, of any length; it is saved with the weights.
+    def check_input(self, x: Tensor, condition: Tensor | float) -> Tensor:
+        """Check the arguments of ``forward``, without waiting for a GPU.
+
+        Args:
+            x: ``(N, *sample_shape)``, in the dtype of the parameters, or any but float64 under autocast.
+            condition: labels ``(N,)`` or ``(1,)``, integers in ``0..K-1``; or sigmas, a number, ``(N,)`` or ``(1,)``.
+
+        Returns:
+            The condition: labels as int64, or sigmas as ``(N,)`` or ``(1,)`` in the dtype of ``x``.
 
         Raises:
-            ValueError: not one-dimensional, empty, a value not positive and finite, or not strictly descending.
-            TypeError: not made of real numbers.
+            TypeError: ``x`` or the condition of another dtype.
+            ValueError: one of them of another shape; a sigma that is not positive.
+            IndexError: labels out of range, on the CPU.
         """
-        checked = check_sigmas(sigmas, len(sigmas))
-        if not len(checked):
-            raise ValueError("sigmas must hold at least one level, got none")
-        self.sigmas = checked.to(self.sigmas.device)
+        self.check_data(x)
+        if self.conditioned_on == LABEL:
+            return check_labels(
+                self, condition, x.shape[0]
+            )  # len(x) would fix it in an exported graph
+        return check_sigma(x, condition)
+
+    def check_data(self, x: Tensor) -> None:
+        """Check a batch, see :meth:`check_input`."""
+        check_data(self, x)
 
     def score(self, x: Tensor, level: int) -> Tensor:
         """The score of the data with noise ``sigmas[level]``, at ``x``; shape of ``x``."""
+        if self.conditioned_on == LABEL:
+            return self(x, torch.full((1,), level, dtype=torch.int64, device=x.device))
         self._require_sigmas()
         return self(x, self.sigmas[level])
 
@@ -119,24 +115,30 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         seed: int | None = None,
         weighting: Weighting = "sigma2",
     ) -> tuple[Tensor, Tensor]:
-        """The denoising score matching loss of a batch, :func:`~ncsn_fast.losses.denoising_score_matching_loss`.
+        r"""The denoising score matching loss of a batch, :func:`~ncsn_fast.losses.denoising_score_matching_loss`.
+
+        .. math:: \frac{1}{N} \sum_n \big\|\sigma_n\, s(x_n + \sigma_n z_n, \sigma_n) + z_n\big\|^2,
+                  \qquad z_n \sim N(0, I)
+
+        There is no factor 1/2; the paper's equation (5) has one, so its losses are half of these.
 
         Args:
-            x: clean data, ``(N, *sample_shape)``, floating point.
-            labels: levels of the ladder, int64 ``(N,)``; ``None``: uniform on ``0..K-1``, drawn from torch's default
-                generator of ``x``'s device.
-            sigma: noise levels themselves, ``(N,)``, positive, in place of labels: such as
-                :func:`log_uniform_sigmas`, for training over a continuous range.
-            seed: of the noise, ``0 <= seed < 2**64``; ``None``: drawn from torch's default CPU generator.
-            weighting: ``"sigma2"``, ``"one"`` or a :class:`~ncsn_fast.losses.LearnedWeighting`.
+            x: clean data ``(N, *sample_shape)``, as for ``forward``, in ``data_range``.
+            labels: levels of the ladder, integers ``(N,)`` or ``(1,)``; ``None``: uniform on ``0..K-1``, drawn from
+                torch's default generator of ``x``'s device.
+            sigma: noise levels themselves, ``(N,)``, positive, in place of labels, for a network conditioned on sigma:
+                such as :func:`log_uniform_sigmas`, for training over a continuous range.
+            seed: of the noise z, ``0 <= seed < 2**64``; ``None``: drawn from torch's default CPU generator.
+            weighting: of the levels, ``"sigma2"``, ``"one"`` or a :class:`~ncsn_fast.losses.LearnedWeighting`.
 
         Returns:
-            The loss, 0-d, and the labels; or the sigmas, if those were given.
+            The loss, 0-d, float32 (float64 for float64 data), and the labels, int64 ``(N,)``; or the sigmas, if those
+            were given.
 
         Raises:
             RuntimeError: neither sigma nor a ladder.
-            ValueError: both labels and sigma; data or levels of another shape; an unknown weighting.
-            TypeError: data of another dtype.
+            ValueError: both labels and sigma, or sigma for a network conditioned on labels; an unknown weighting.
+            Those of :meth:`check_input`.
 
         Warns:
             DataRangeWarning: the first batch looks as if it had another range than ``data_range``.
@@ -144,23 +146,23 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         warn_of_unshared_gradients(self)
         if labels is not None and sigma is not None:
             raise ValueError("labels and sigma were given, which both say the noise levels")
-        if not x.is_floating_point():
-            raise TypeError(
-                f"x must be floating point, got {x.dtype}{byte_hint(x.dtype, self.data_range)}"
-            )
+        if sigma is not None and self.conditioned_on == LABEL:
+            raise ValueError(f"{type(self).__name__} is conditioned on labels, not on sigma")
+        if sigma is None:
+            self._require_sigmas()
+        self.check_data(x)
         hint_range(self, x)
         drawn = sigma
         if sigma is None:
-            self._require_sigmas()
             if labels is None:
                 labels = torch.randint(
                     len(self.sigmas), (len(x),), dtype=torch.int64, device=x.device
                 )
+            labels = check_labels(self, labels, len(x)).expand(len(x)).contiguous()
             drawn, sigma = labels, self.sigmas.index_select(0, labels)
         if sigma.shape != (len(x),):
             raise ValueError(
-                f"there must be one noise level for each of the {len(x)} samples, got "
-                f"shape {tuple(sigma.shape)}"
+                f"there must be one noise level for each of the {len(x)} samples, got shape {tuple(sigma.shape)}"
             )
         seed = draw_seed() if seed is None else seed
 
@@ -177,7 +179,7 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         sampler: str = "ald",
         n_steps_each: int = 100,
         step_lr: float | None = None,
-        clip: float | None = None,
+        clip: float | bool | None = None,
         denoise: bool = False,
         init: Tensor | None = None,
         init_dist: str | None = None,
@@ -185,138 +187,80 @@ class SigmaConditioned(nn.Module, PyTorchModelHubMixin, library_name="ncsn-fast"
         sample_offset: int = 0,
         **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        r"""Draw samples along the ladder.
+        r"""Draw samples along the ladder, by any of :data:`~ncsn_fast.sampling.samplers.SAMPLERS`.
 
-        The model is in evaluation mode meanwhile; every module has its own mode back afterwards. What of the network
-        depends on sigma alone is computed once for each level, not at each step.
+        The model is in evaluation mode meanwhile; every module has its own mode back afterwards. Under
+        ``torch.autocast`` the network computes in half precision, after ``model.compile()`` as compiled; the state is
+        float32 all the same.
 
         Args:
             n_samples: how many.
-            image_size: of images, height and width or one int for both; ``None``: that of the config.
+            image_size: of images, height and width or one int for both; ``None``: that of :attr:`sample_shape`.
             sampler: ``"ald"``, :func:`~ncsn_fast.sampling.annealed_langevin`; ``"cas"``,
                 :func:`~ncsn_fast.sampling.consistent_annealed`; ``"pc"``,
                 :func:`~ncsn_fast.sampling.predictor_corrector`; ``"ode"``,
-                :func:`~ncsn_fast.sampling.ode.probability_flow`.
+                :func:`~ncsn_fast.sampling.ode.probability_flow`, of networks that take any sigma.
             n_steps_each: steps at each level; of ``"ode"``, from each level to the next.
             step_lr: step size at the last level; ``None``: 0.2 of its variance for ``"ald"``, all of it for ``"cas"``.
                 The other samplers take none.
-            clip: clamp to ``[-clip, clip]``: with ``"ald"`` after every step, otherwise at the end.
+            clip: True: clamp to ``data_range``; a number: to ``[-clip, clip]``. With ``"ald"`` after every step if the
+                two ends are opposite, otherwise at the end. False, ``None``: not at all.
             denoise: end with one step to the expected clean sample.
             init: where to start, ``(n_samples, *sample_shape)``; not modified.
-            init_dist: without ``init``, start from ``"prior"`` :math:`N(0, \sigma_1^2 I)` (``None``); with
-                ``"ald"`` also from ``"normal"`` N(0, I) or ``"uniform"`` U(-1, 1).
-            seed, sample_offset: as in :meth:`NCSN.sample`; sample i of a seed is the same whatever the batch.
-            options: further arguments of the sampler, such as ``snr``, ``callback`` or ``verbose``.
-                On a GPU the steps are replayed from CUDA graphs (not of ``"ode"``) unless ``cuda_graph`` is False.
+            init_dist: without ``init``, start from ``"prior"`` :math:`N(0, \sigma_1^2 I)` (``None``); with ``"ald"``
+                also from ``"normal"`` N(0, I), or ``"uniform"``, even over ``data_range``, or (-1, 1) of points.
+            seed: of all the randomness, ``0 <= seed < 2**64``: sample ``i`` of a seed is the same whatever
+                ``n_samples``. ``None``: drawn from torch's default CPU generator.
+            sample_offset: number of the first sample: ``sample(1, ..., seed=s, sample_offset=i)`` is sample ``i``.
+            options: further arguments of the sampler, such as ``snr``, ``callback`` or ``verbose``. On a GPU the steps
+                are replayed from CUDA graphs (not of ``"ode"``) unless ``cuda_graph`` is False.
 
         Returns:
             float32 ``(n_samples, *sample_shape)`` on the network's device, without gradient; with
-            ``return_intermediates`` as the sampler says.
+            ``return_intermediates`` also the states on the way, as the sampler says.
 
         Raises:
             RuntimeError: the sigmas are not set.
-            ScoreError: the network gave NaN or infinity.
+            ScoreError: the network gave NaN or infinity; the message names the level and step.
             ValueError, TypeError: an argument out of its range, unknown, or of another type.
         """
         self._require_sigmas()
-        shape = (positive_int("n_samples", n_samples), *self._sample_shape(image_size))
-        weight = next(self.parameters())
-        return draw(
+        return draw_samples(
             self,
             sampler,
-            {
-                "level": self._ladder_score(),
-                "sigma": lambda x, sigma: self(x.to(weight.dtype), sigma),
-            },
-            shape,
-            self.sigmas.tolist(),
-            device=weight.device,
-            n_steps_each=n_steps_each,
-            denoise=denoise,
+            n_samples,
+            image_size,
             clip=clip,
             init=init,
             init_dist=init_dist,
             seed=seed,
             sample_offset=sample_offset,
+            n_steps_each=n_steps_each,
+            denoise=denoise,
             step_lr=step_lr,
             **options,
         )
 
+    def scores(self) -> Mapping[str, Callable[[Tensor, Any], Tensor]]:
+        """The score as samplers take it: ``"level"``, a function of x and a level; ``"sigma"``, of x and any sigma."""
+        return scores_of_labels(self) if self.conditioned_on == LABEL else scores_of_sigma(self)
+
     def at(self, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-        """The score at one noise level, for use without gradients, with what depends on sigma alone computed once."""
+        """The score at one noise level, for use without gradients, with what depends on sigma alone computed once.
+
+        Of networks conditioned on sigma; one that has such parts overrides it.
+        """
         return lambda x: self(x, sigma)
 
     def at_labels(self, x: Tensor, labels: Tensor) -> Tensor:
         """The score, each sample at a level of the ladder: labels int64 ``(N,)``."""
+        if self.conditioned_on == LABEL:
+            return self(x, labels)
         return self(x, self.sigmas.index_select(0, labels))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """Load what ``save_pretrained`` wrote, strictly, in evaluation mode; options as in ``huggingface_hub``."""
-        return super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **options})
 
     def extra_repr(self) -> str:
         """The configuration, shown by ``print(model)``."""
         return repr(self.config)
-
-    def _sample_shape(self, image_size: int | tuple[int, int] | None) -> tuple[int, ...]:
-        if image_size is None:
-            return self.sample_shape
-        if len(self.sample_shape) != 3:
-            raise ValueError("image_size was given, and samples are no images")
-        return (self.sample_shape[0], *height_and_width(image_size))
-
-    def _ladder_score(self) -> Callable[[Tensor, int | Tensor], Tensor]:
-        """``score(x, level)`` as samplers take it; levels as tensors come from captured graphs."""
-        dtype, prepared = next(self.parameters()).dtype, {}
-
-        def score(x: Tensor, level: int | Tensor) -> Tensor:
-            if isinstance(level, Tensor):
-                return self(x.to(dtype), self.sigmas.index_select(0, level))
-            if level not in prepared:
-                prepared.clear()
-                prepared[level] = self.at(self.sigmas[level])
-            return prepared[level](x.to(dtype))
-
-        return score
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SigmaConditioned:
-        """Convert all but the sigmas, which set step sizes, to another dtype."""
-        sigmas = self.sigmas
-        super()._apply(fn, recurse)
-        if self.sigmas.dtype != torch.float32:
-            self.sigmas = sigmas.to(self.sigmas.device)
-        return self
-
-    def _require_sigmas(self) -> None:
-        if not len(self.sigmas):
-            raise RuntimeError(
-                "the noise levels are not set: call model.set_sigmas(make_sigmas(...)) first"
-            )
-
-    def _check(self, x: Tensor, sigma: Tensor | float, shape: tuple[int | str, ...]) -> Tensor:
-        """Check the arguments of forward; sigma as ``(N,)`` or ``(1,)`` in the dtype of x."""
-        weight = next(self.parameters())
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype}")
-        if x.dim() != 1 + len(shape) or any(
-            wanted != got for wanted, got in zip(shape, x.shape[1:], strict=True) if wanted != "any"
-        ):
-            names = ", ".join(str(side) for side in ("N", *shape))
-            raise ValueError(f"x must have shape ({names}), got {tuple(x.shape)}")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(
-                f"x must have the dtype of the network's parameters, {weight.dtype}, got {x.dtype}"
-            )
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if sigma.dim() > 1 or (sigma.dim() == 1 and sigma.shape[0] not in (1, x.shape[0])):
-            raise ValueError(
-                f"sigma must be a number or have shape ({len(x)},) or (1,), got {tuple(sigma.shape)}"
-            )
-        # On a GPU looking would mean waiting; there a sigma that is not positive gives NaN.
-        if values_are_at_hand(sigma) and not bool((sigma > 0).all()):
-            raise ValueError("sigma must be positive")
-        return sigma.reshape(-1)
 
 
 def log_uniform_sigmas(u: Tensor, smallest: float, largest: float) -> Tensor:
@@ -333,17 +277,6 @@ def log_uniform_sigmas(u: Tensor, smallest: float, largest: float) -> Tensor:
     return (low + (high - low) * u.double()).exp().float()
 
 
-def plain_ladder(sigmas: Sequence[float] | Tensor | None) -> tuple[float, ...] | None:
-    """A ladder as a config keeps it."""
-    if sigmas is None:
-        return None
-    return tuple(float(sigma) for sigma in check_sigmas(sigmas, len(sigmas)).tolist())
-
-
-def _make_room_for_sigmas(
-    model: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any
-) -> None:
-    """A ladder in a state dict may be longer or shorter than the one that is set."""
-    saved = state_dict.get(f"{prefix}sigmas")
-    if saved is not None and saved.shape != model.sigmas.shape:
-        model.sigmas = torch.zeros_like(saved, device=model.sigmas.device)
+def load_pretrained(source: str | Path, **options: Any) -> ScoreModel:
+    """The network that ``save_pretrained`` wrote, of whatever class; arguments as of ``from_pretrained``."""
+    return ScoreModel.from_pretrained(source, **options)

@@ -1,16 +1,16 @@
-"""The configuration of an NCSN: its fields, what each may be, and its form in JSON.
+"""Configurations of networks: what all of them share, and that of an NCSN.
 
-Belongs here: the shape of the network as data. Does not belong here: settings of training or of
-sampling.
+Belongs here: the shape of a network as data, and its form in JSON. Does not belong here: settings of training or of
+sampling, which network a configuration is of (``registry.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,77 @@ from ..schedules import check_sigmas
 POOL_PADDINGS = ("neg_inf", "zero")
 NORMS = ("instance", "instance++")
 NUM_STAGES = 4
+
+Config = TypeVar("Config")
+
+
+def config_from_fields(kind: type[Config], fields: Mapping[str, Any], network: str) -> Config:
+    """A configuration of plain values by name, as of JSON; fields that are absent take their defaults.
+
+    Args:
+        kind: the dataclass.
+        fields: the values.
+        network: whose it is, for messages.
+
+    Raises:
+        TypeError: ``fields`` is no mapping, or a field has the wrong type.
+        ValueError: an unknown field, or a value out of its range.
+    """
+    known = field_names(kind)
+    if not isinstance(fields, Mapping):
+        raise TypeError(
+            f"{article(network)} config must be a mapping of {', '.join(known)}, got {type(fields).__name__}"
+        )
+    unknown = [str(name) for name in fields if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{article(network)} config has the fields {', '.join(known)}, got also {', '.join(unknown)}"
+        )
+    return kind(**fields)
+
+
+def choose_config(
+    kind: type[Config], config: Config | None, first: Any, *others: Any, **fields: Any
+) -> Config:
+    """The configuration that a network was given, by keyword or as its first argument, or one made of its arguments.
+
+    Raises:
+        TypeError: another network's configuration.
+    """
+    if config is None and dataclasses.is_dataclass(first):
+        config = first
+    if config is None:
+        return kind(first, *others, **fields)
+    if not isinstance(config, kind):
+        raise TypeError(f"config must be {article(kind.__name__)}, got {type(config).__name__}")
+    return config
+
+
+def fixed_ladder(sigmas: Sequence[float] | Tensor | None, levels: int) -> tuple[float, ...] | None:
+    """A ladder of so many levels, checked, as a configuration keeps it: Python floats as they were given."""
+    if sigmas is None:
+        return None
+    check_sigmas(sigmas, levels)
+    # Not the float32 values of the check.
+    values = sigmas.tolist() if hasattr(sigmas, "tolist") else sigmas
+    return tuple(float(sigma) for sigma in values)
+
+
+def free_ladder(sigmas: Sequence[float] | Tensor | None) -> tuple[float, ...] | None:
+    """A ladder of any length, checked, as a configuration keeps it: rounded to float32."""
+    if sigmas is None:
+        return None
+    return tuple(float(sigma) for sigma in check_sigmas(sigmas, len(sigmas)).tolist())
+
+
+def field_names(kind: type) -> list[str]:
+    """Names of the fields of a configuration."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def article(name: str) -> str:
+    """The name with "a" or "an" before it, as it is spoken: an NCSN, a ScoreMLP."""
+    return f"{'an' if name[:1] in 'AEINO' else 'a'} {name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +138,7 @@ class NCSNConfig:
             self._store(name, positive_int(name, getattr(self, name)))
         self._store("dilations", _check_dilations(self.dilations))
         self._store("scale_by_sigma", boolean("scale_by_sigma", self.scale_by_sigma))
-        if self.sigmas is not None:
-            check_sigmas(self.sigmas, self.num_classes)
-            # Not the float32 values of the check: Python floats come back as they were given.
-            values = self.sigmas.tolist() if hasattr(self.sigmas, "tolist") else self.sigmas
-            self._store("sigmas", tuple(float(sigma) for sigma in values))
+        self._store("sigmas", fixed_ladder(self.sigmas, self.num_classes))
         for name, known in (("pool_padding", POOL_PADDINGS), ("norm", NORMS)):
             self._store(name, one_of(name, getattr(self, name), known))
         if self.norm == "instance++" and self.nf == 1:
@@ -89,18 +156,7 @@ class NCSNConfig:
             TypeError: ``fields`` is not a dict, or a field has the wrong type.
             ValueError: an unknown field, or a value out of its range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(fields, dict):
-            raise TypeError(
-                f"an NCSN config must be a mapping of {', '.join(known)}, "
-                f"got {type(fields).__name__}"
-            )
-        unknown = [str(name) for name in fields if name not in known]
-        if unknown:
-            raise ValueError(
-                f"an NCSN config has the fields {', '.join(known)}, got also {', '.join(unknown)}"
-            )
-        return cls(**fields)
+        return config_from_fields(cls, fields, "NCSN")
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> NCSNConfig:

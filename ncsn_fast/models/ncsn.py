@@ -1,49 +1,32 @@
 """The Noise Conditional Score Network: how its blocks are connected, and what a user calls.
 
-Belongs here: :class:`NCSN` and the checks of its inputs. Does not belong here: the blocks
-(``layers.py``), objectives (``losses.py``), samplers (``sampling.py``) and training.
+Belongs here: :class:`NCSN`, and what its weights from lucid need. Does not belong here: the blocks (``layers.py``),
+what all networks share (``base.py``).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from .. import ops
-from ..checks import height_and_width, positive_int
-from ..data.ranges import IMAGE_RANGE, byte_hint, hint_range
-from ..distributed import warn_of_unshared_gradients
-from ..losses import Weighting, score_matching_loss
-from ..ops.dispatch import values_are_at_hand
-from ..sampling.run import draw, sampled_here
-from ..sampling.start import draw_seed
-from ..schedules import check_sigmas, make_sigmas
-from .config import NCSNConfig
+from ..data.ranges import IMAGE_RANGE
+from .base import LABEL, ScoreModel
+from .config import NCSNConfig, choose_config
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, convolve, norm_elu_conv
-from .pretrained import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    drop_running_statistics,
-    find_file,
-    load_weights,
-    strip_wrapper_names,
-)
+from .registry import register
 
-CLIP = 1.0  # data lie in [-1, 1]
 # What lucid's sample has by default, whatever the ladder.
 STEP_LR, INIT_DIST = 2e-5, "uniform"
 
 
+@register
 class NCSN(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="ncsn-fast",
+    ScoreModel,
     pipeline_tag="unconditional-image-generation",
     tags=["ncsn", "score-based-generative-model"],
     paper_url="https://arxiv.org/abs/1907.05600",
@@ -82,15 +65,10 @@ class NCSN(
     Distribution", `arXiv:1907.05600 <https://arxiv.org/abs/1907.05600>`_.
     """
 
+    Config = NCSNConfig
+    conditioned_on = LABEL
     data_range = IMAGE_RANGE
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> NCSN:
-        """Refuse a config together with other arguments."""
-        # __init__ could not tell an argument that was given from one left at the same default.
-        if cls.__init__ is NCSN.__init__ and len(args) + len(kwargs) > 1:
-            if any(isinstance(value, NCSNConfig) for value in (*args, *kwargs.values())):
-                raise TypeError("NCSN takes a config or separate arguments, got both")
-        return super().__new__(cls, *args, **kwargs)
+    samples_as_weights = True
 
     def __init__(
         self,
@@ -105,20 +83,11 @@ class NCSN(
         sigmas: Sequence[float] | Tensor | None = None,
         config: NCSNConfig | None = None,
     ) -> None:
-        super().__init__()
-        if config is None and isinstance(in_channels, NCSNConfig):
-            config = in_channels
-        if config is None:
-            config = NCSNConfig(
-                in_channels, nf, num_classes, dilations, scale_by_sigma, sigmas, pool_padding, norm
-            )
-        elif not isinstance(config, NCSNConfig):
-            raise TypeError(f"config must be an NCSNConfig, got {type(config).__name__}")
-        self.config = config
-        self._hub_mixin_config = config  # what save_pretrained writes into config.json
-
+        fields = (in_channels, nf, num_classes, dilations, scale_by_sigma)
+        fields = (*fields, sigmas, pool_padding, norm)
+        config = choose_config(NCSNConfig, config, *fields)
+        super().__init__(config)
         nf, k = config.nf, config.num_classes
-        self.register_buffer("sigmas", torch.zeros(k, dtype=torch.float32))
         self.begin_conv = conv(config.in_channels, nf)
         self.stage1, self.stage2, self.stage3, self.stage4 = (
             RCUBlock(nf, k, dilation=dilation) for dilation in config.dilations
@@ -133,32 +102,12 @@ class NCSN(
             for module in self.modules():
                 if isinstance(module, CondInstanceNorm):
                     module.add_alpha()
-
-        # Known on the host, so that no forward has to ask the device.
-        self._sigmas_are_set = False
-        self.register_load_state_dict_pre_hook(strip_wrapper_names)
         self.register_load_state_dict_pre_hook(drop_running_statistics)
-        self.register_load_state_dict_post_hook(_notice_loaded_sigmas)
-        if config.sigmas is not None:
-            self.set_sigmas(config.sigmas)
 
-    make_sigmas = staticmethod(make_sigmas)
-
-    def set_sigmas(self, sigmas: Sequence[float] | Tensor) -> None:
-        """Set the ladder of noise levels; it is saved with the weights.
-
-        Args:
-            sigmas: K standard deviations in the units of the data, positive, finite and strictly
-                descending: a tensor, an array or a sequence. Copied.
-
-        Raises:
-            ValueError: another shape or length, a value not positive and finite, or not strictly
-                descending.
-            TypeError: not made of real numbers.
-        """
-        with torch.no_grad():
-            self.sigmas.copy_(check_sigmas(sigmas, self.config.num_classes))
-        self._sigmas_are_set = True
+    @property
+    def sample_shape(self) -> tuple[int | None, ...]:
+        """``(in_channels, None, None)``: images of any size."""
+        return (self.config.in_channels, None, None)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """The score at each image.
@@ -181,8 +130,7 @@ class NCSN(
                 would mean waiting.
         """
         self._require_sigmas()
-        self._check_images(x)
-        labels = self._check_labels(labels, x.shape[0])
+        labels = self.check_input(x, labels)
 
         convert = ops.wants_channels_last(x)
         if convert:  # here and at the end, for all the layers between
@@ -203,60 +151,6 @@ class NCSN(
             # index_select, not indexing: it has no negative indices, on any device.
             score = score / self.sigmas.index_select(0, labels).view(-1, 1, 1, 1)
         return score.to(x.dtype)
-
-    def get_loss(
-        self,
-        x: Tensor,
-        *,
-        labels: Tensor | None = None,
-        seed: int | None = None,
-        weighting: Weighting = "sigma2",
-    ) -> tuple[Tensor, Tensor]:
-        r"""The denoising score matching loss of a batch.
-
-        .. math:: \frac{1}{N} \sum_n \sum_{CHW}
-                  \big(\sigma_n\, s(x_n + \sigma_n z_n, y_n) + z_n\big)^2, \qquad z_n \sim N(0, I)
-
-        There is no factor 1/2; the paper's equation (5) has one, so its losses are half of these.
-
-        Args:
-            x: clean images ``(N, in_channels, H, W)``, as for :meth:`forward`, data in [-1, 1].
-            labels: noise levels as for :meth:`forward`; ``None``: uniform on ``0..K-1``, drawn from
-                torch's default generator of ``x``'s device.
-            seed: of the noise z, ``0 <= seed < 2**64``; ``None``: drawn from torch's default CPU
-                generator.
-            weighting: of the levels, ``"sigma2"``, ``"one"`` or a
-                :class:`~ncsn_fast.losses.LearnedWeighting`; see
-                :func:`~ncsn_fast.losses.denoising_score_matching_loss`.
-
-        Returns:
-            The loss, 0-d, float32 (float64 for float64 images), and the labels, int64 ``(N,)``.
-
-        Raises:
-            Those of :meth:`forward`.
-
-        Warns:
-            DataRangeWarning: the first batch looks as if it had another range than [-1, 1].
-        """
-        warn_of_unshared_gradients(self)
-        self._require_sigmas()
-        self._check_images(x)
-        hint_range(self, x)
-        if labels is None:
-            labels = torch.randint(
-                self.config.num_classes, (len(x),), dtype=torch.int64, device=x.device
-            )
-        labels = self._check_labels(labels, len(x)).expand(len(x)).contiguous()
-        seed = draw_seed() if seed is None else seed
-        sigma = self.sigmas.index_select(0, labels)
-        loss = score_matching_loss(
-            lambda noisy: self(noisy, labels), x, sigma, seed=seed, weighting=weighting
-        )
-        return loss, labels
-
-    def score(self, x: Tensor, level: int) -> Tensor:
-        """The score at one noise level, ``0 <= level < K``, for the whole batch: ``forward``."""
-        return self(x, torch.full((1,), level, dtype=torch.int64, device=x.device))
 
     def sample(
         self,
@@ -332,9 +226,6 @@ class NCSN(
                 ``init_dist``, ``sampler`` or ``predictor``, an option of another sampler.
             TypeError: an argument of another type.
         """
-        self._require_sigmas()
-        n_samples = positive_int("n_samples", n_samples)
-        height, width = height_and_width(image_size)
         channels = self.config.in_channels
         if in_channels is not None and in_channels != channels:
             raise ValueError(f"in_channels must be the model's, {channels}, got {in_channels!r}")
@@ -343,30 +234,18 @@ class NCSN(
         if sampler == "ald":
             step_lr = STEP_LR if step_lr is None else step_lr
             init_dist = INIT_DIST if init_dist is None else init_dist
-        weight = self._kernel()
-        last = weight.is_contiguous(memory_format=torch.channels_last)
-        levels = torch.arange(self.config.num_classes, dtype=torch.int64, device=weight.device)
-
-        def score(x: Tensor, level: int | Tensor) -> Tensor:
-            labels = level if isinstance(level, Tensor) else levels[level : level + 1]
-            return self(x.to(weight.dtype), labels)
-
-        return draw(
-            self,
-            sampler,
-            {"level": score},
-            (n_samples, channels, height, width),
-            self.sigmas.tolist(),
-            device=weight.device,
-            layout=torch.channels_last if last else torch.contiguous_format,
+        return super().sample(
+            n_samples,
+            image_size,
+            sampler=sampler,
             n_steps_each=n_steps_each,
+            step_lr=step_lr,
+            clip=clip,
             denoise=denoise,
-            clip=CLIP if clip else None,
             init=init,
             init_dist=init_dist,
             seed=seed,
             sample_offset=sample_offset,
-            step_lr=step_lr,
             snr=snr,
             predictor=predictor,
             verbose=verbose,
@@ -377,117 +256,19 @@ class NCSN(
             cuda_graph=cuda_graph,
         )
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        map_location: str | torch.device = "cpu",
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> NCSN:
-        """Load what :meth:`save_pretrained` wrote, in evaluation mode. Loading is strict.
 
-        Args:
-            pretrained_model_name_or_path: a folder with ``config.json`` and ``model.safetensors``,
-                or the name of a model on the Hugging Face Hub.
-            map_location: device of the model.
-            revision, token, cache_dir, force_download, local_files_only: as in ``huggingface_hub``.
-            overrides: fields of the config to replace, such as ``pool_padding="zero"`` for weights
-                from lucid.
-
-        Raises:
-            FileNotFoundError: no such folder or model, or one of its two files is missing.
-            ValueError: a file that is truncated or of another kind, a config of unknown fields.
-            RuntimeError: weights of another configuration.
-            TypeError: an override that is no field of the config.
-        """
-        download = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-        }
-        source = str(pretrained_model_name_or_path)
-        config_file = find_file(source, CONFIG_FILE, download)
-        weights_file = find_file(source, WEIGHTS_FILE, download)
-        config = NCSNConfig.from_json_file(config_file)
-        model = cls(dataclasses.replace(config, **overrides))
-        load_weights(model, weights_file)
-        return model.to(map_location).eval()
-
-    def extra_repr(self) -> str:
-        """The configuration, shown by ``print(model)``."""
-        return repr(self.config)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NCSN:
-        """Convert all but the sigmas, which set step sizes, to another dtype."""
-        sigmas = self.sigmas
-        super()._apply(fn, recurse)
-        if self.sigmas.dtype != torch.float32:
-            self.sigmas = sigmas.to(self.sigmas.device)
-        return self
-
-    def _require_sigmas(self) -> None:
-        if not self._sigmas_are_set and not torch.compiler.is_compiling():
-            self._notice_sigmas()  # the buffer may have been filled from outside, as averaging does
-        if not self._sigmas_are_set:
-            raise RuntimeError(
-                "the noise levels are not set: call model.set_sigmas(NCSN.make_sigmas(...)) first"
-            )
-
-    def _notice_sigmas(self) -> None:
-        self._sigmas_are_set = not self.sigmas.is_meta and bool((self.sigmas > 0).all())
-
-    def _kernel(self) -> Tensor:
-        """Of a convolution, for the dtype, device and layout of all; a layer may have been replaced."""
-        return next(p for p in self.parameters() if p.ndim == 4 and p.is_floating_point())
-
-    def _check_images(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype}{byte_hint(x.dtype)}")
-        channels = self.config.in_channels
-        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
-            raise ValueError(
-                f"x must have shape (N, {channels}, H, W) with H and W at least 1, "
-                f"got {tuple(x.shape)}"
-            )
-        dtype = self._kernel().dtype
-        if x.dtype != dtype and (
-            x.dtype == torch.float64  # which autocast leaves alone
-            or not torch.is_autocast_enabled(x.device.type)
-        ):
-            raise TypeError(
-                f"x must have the dtype of the model's parameters, {dtype}, got {x.dtype}; "
-                "convert one of them, or use torch.autocast"
-            )
-
-    def _check_labels(self, labels: Tensor, n: int) -> Tensor:
-        """``labels`` as int64, checked as far as possible without waiting for a device."""
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
-        if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-            raise TypeError(f"labels must be integers, got {labels.dtype}")
-        if labels.ndim != 1 or labels.shape[0] not in (1, n):
-            raise ValueError(f"labels must have shape ({n},) or (1,), got {tuple(labels.shape)}")
-        labels = labels.long()
-        # Where the values cannot be seen, the range is the operators' business, as it is on the GPU.
-        # While sampling the labels are right by construction, and are not looked at in each step.
-        if values_are_at_hand(labels) and labels.numel() and not sampled_here(self):
-            low, high = (bound.item() for bound in labels.aminmax())
-            if low < 0 or high >= self.config.num_classes:
-                raise IndexError(
-                    f"labels must be in 0..{self.config.num_classes - 1}, got {low}..{high}"
-                )
-        return labels
-
-
-def _notice_loaded_sigmas(model: NCSN, incompatible_keys: Any) -> None:
-    model._notice_sigmas()
+def drop_running_statistics(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any
+) -> None:
+    """Drop the running statistics that lucid saves under every norm; an NCSN uses none."""
+    dropped = 0
+    for name, module in model.named_modules(prefix=prefix.removesuffix(".")):
+        if isinstance(module, CondInstanceNorm):
+            for statistic in ("running_mean", "running_var"):
+                dropped += state_dict.pop(f"{name}.norm.{statistic}", None) is not None
+    if dropped:
+        warnings.warn(
+            f"dropped {dropped} running_mean and running_var entries of the state dict: "
+            "norms use the statistics of each image",
+            stacklevel=2,
+        )

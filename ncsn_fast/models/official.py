@@ -12,38 +12,36 @@ Reference: Song & Ermon, 2019, arXiv:1907.05600; 2020, arXiv:2006.09011.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
-from ..checks import positive_int
-from ..schedules import check_sigmas, make_sigmas
+from ..checks import boolean, positive_int
+from ..data.ranges import IMAGE_RANGE
+from .base import LABEL, ScoreModel
+from .config import choose_config, fixed_ladder
+from .drawing import scores_of_labels
 from .layers import convolve
-from .ncsn import NCSN
 from .refinenet import RefineBlock, ResidualBlock, Stage, conv3x3, make_norm, norm_act_conv
+from .registry import register
 
 # --- configurations ---------------------------------------------------------------------------------
 
 
 def _check_fields(config: Any, flags: Sequence[str]) -> None:
     """What the configurations have in common, checked and normalised while they are made."""
+    store = object.__setattr__
     for name in ("in_channels", "nf", "num_classes"):
-        object.__setattr__(config, name, positive_int(name, getattr(config, name)))
+        store(config, name, positive_int(name, getattr(config, name)))
     if config.nf == 1:
         raise ValueError("InstanceNorm++ compares channels and needs nf >= 2, got nf 1")
     for name in flags:
-        value = getattr(config, name)
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be a bool, got {value!r} of type {type(value).__name__}")
-    if config.sigmas is not None:
-        check_sigmas(config.sigmas, config.num_classes)
-        # Not the float32 values of the check: Python floats come back as they were given.
-        values = config.sigmas.tolist() if hasattr(config.sigmas, "tolist") else config.sigmas
-        object.__setattr__(config, "sigmas", tuple(float(sigma) for sigma in values))
+        store(config, name, boolean(name, getattr(config, name)))
+    store(config, "sigmas", fixed_ladder(config.sigmas, config.num_classes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +64,7 @@ class OfficialNCSNConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class NCSNv2Config:
-    """What an :class:`NCSNv2` is built from; immutable. Fields as there, errors as of :class:`OfficialNCSNConfig`."""
-
+class _ConfigOf2020:
     in_channels: int = 3
     nf: int = 128
     num_classes: int = 232
@@ -80,46 +76,49 @@ class NCSNv2Config:
         _check_fields(self, ("rescaled", "logit_transform"))
 
 
-@dataclasses.dataclass(frozen=True)
-class NCSNv2DeeperConfig(NCSNv2Config):
-    """What an :class:`NCSNv2Deeper` is built from; a type of its own, since it says which network it is of."""
+# A type for each, since it says which network it is of.
 
 
 @dataclasses.dataclass(frozen=True)
-class NCSNv2DeepestConfig(NCSNv2Config):
-    """What an :class:`NCSNv2Deepest` is built from; a type of its own, since it says which network it is of."""
+class NCSNv2Config(_ConfigOf2020):
+    """What an :class:`NCSNv2` is built from; immutable. Fields as there, errors as of :class:`OfficialNCSNConfig`."""
 
 
-def _choose_config(kind: type, config: Any, first: Any, *others: Any, sigmas: Any) -> Any:
-    """The config that was given, by keyword or in the place of the first argument, or one of the arguments."""
-    if config is None and dataclasses.is_dataclass(first):
-        config = first
-    if config is None:
-        return kind(first, *others, sigmas=sigmas)
-    if type(config) is not kind:
-        raise TypeError(f"config must be an {kind.__name__}, got {type(config).__name__}")
-    return config
+@dataclasses.dataclass(frozen=True)
+class NCSNv2DeeperConfig(_ConfigOf2020):
+    """What an :class:`NCSNv2Deeper` is built from; as :class:`NCSNv2Config`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NCSNv2DeepestConfig(_ConfigOf2020):
+    """What an :class:`NCSNv2Deepest` is built from; as :class:`NCSNv2Config`."""
 
 
 # --- what the networks have in common ---------------------------------------------------------------
 
 
-class _OfficialNetwork(nn.Module):
-    """Inputs, ladder and output of the four networks; the body between is their own.
+class _OfficialNetwork(ScoreModel):
+    """Inputs and output of the four networks; the body between is their own.
 
     Args:
         config: of the network.
+
+    Attributes:
+        data_range: [0, 1]; [-1, 1] where the config says ``rescaled``, ``None`` where the data are logits.
     """
 
+    conditioned_on = LABEL
     data_range = (0.0, 1.0)
+    samples_as_weights = True
     divisor: ClassVar[int]  # of height and width: how often they are halved
     divides_by_sigma: ClassVar[bool]
 
     def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("sigmas", torch.zeros(config.num_classes, dtype=torch.float32))
-        self._sigmas_are_set = False
+        super().__init__(config)
+        rescaled = getattr(config, "rescaled", False)
+        self._takes_as_is = config.logit_transform or rescaled
+        if self._takes_as_is:
+            self.data_range = None if config.logit_transform else IMAGE_RANGE
         self.begin_conv = conv3x3(config.in_channels, config.nf)
         levels = None if self.divides_by_sigma else config.num_classes
         self.normalizer = make_norm(config.nf, levels)
@@ -129,17 +128,11 @@ class _OfficialNetwork(nn.Module):
             partial(ResidualBlock, num_classes=levels),
             partial(RefineBlock, num_classes=levels),
         )
-        if config.sigmas is not None:
-            self.set_sigmas(config.sigmas)
 
-    # As of the NCSN, until they have a common base.
-    make_sigmas = staticmethod(make_sigmas)
-    set_sigmas = NCSN.set_sigmas
-    _require_sigmas = NCSN._require_sigmas
-    _notice_sigmas = NCSN._notice_sigmas
-    _check_labels = NCSN._check_labels
-    _kernel = NCSN._kernel
-    extra_repr = NCSN.extra_repr
+    @property
+    def sample_shape(self) -> tuple[int | None, ...]:
+        """``(in_channels, None, None)``: images of any size that :func:`check_size` allows."""
+        return (self.config.in_channels, None, None)
 
     def _build(self, n: int, res: Callable[..., ResidualBlock], refine: Callable[..., RefineBlock]):
         """Make the stages and the refine blocks, in the order of the state dict."""
@@ -169,10 +162,9 @@ class _OfficialNetwork(nn.Module):
         """
         if self.divides_by_sigma:
             self._require_sigmas()
-        self._check_images(x)
-        labels = self._check_labels(labels, len(x))
+        labels = self.check_input(x, labels)
 
-        h = 2 * x - 1 if self._rescales_input() else x
+        h = x if self._takes_as_is else 2 * x - 1
         convert = ops.wants_channels_last(x)
         if convert:  # here and at the end, for all the layers between
             h = h.contiguous(memory_format=torch.channels_last)
@@ -185,20 +177,18 @@ class _OfficialNetwork(nn.Module):
             score = score / self.sigmas.index_select(0, labels).view(-1, 1, 1, 1)
         return score.to(x.dtype)
 
-    def _rescales_input(self) -> bool:
-        return not (self.config.logit_transform or getattr(self.config, "rescaled", False))
-
-    def _check_images(self, x: Tensor) -> None:
-        NCSN._check_images(self, x)
+    def check_data(self, x: Tensor) -> None:
+        """Check a batch, its height and width too."""
+        super().check_data(x)
         check_size(type(self), *x.shape[2:])
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _OfficialNetwork:
-        """Convert all but the sigmas, which set step sizes, to another dtype."""
-        sigmas = self.sigmas
-        super()._apply(fn, recurse)
-        if self.sigmas.dtype != torch.float32:
-            self.sigmas = sigmas.to(self.sigmas.device)
-        return self
+    def scores(self) -> Mapping[str, Callable[[Tensor, Any], Tensor]]:
+        """The score as samplers take it: at any sigma too, where the network divides by it and does nothing else."""
+        of_level = scores_of_labels(self)
+        if not self.divides_by_sigma:
+            return of_level
+        first = self.sigmas[0]
+        return {**of_level, "sigma": lambda x, sigma: of_level["level"](x, 0) * (first / sigma)}
 
 
 def check_size(network: type[_OfficialNetwork], height: int, width: int) -> None:
@@ -244,6 +234,7 @@ class _FourStages(_OfficialNetwork):
 # --- the networks -----------------------------------------------------------------------------------
 
 
+@register
 class OfficialNCSN(_FourStages):
     """The network of the 2019 paper as its authors published it: a RefineNet, every norm conditioned on the level.
 
@@ -263,6 +254,7 @@ class OfficialNCSN(_FourStages):
         sigmas: buffer ``(K,)``, float32; not in the state dict, which is the authors', but in ``config``.
     """
 
+    Config = OfficialNCSNConfig
     divides_by_sigma = False
 
     def __init__(
@@ -276,7 +268,7 @@ class OfficialNCSN(_FourStages):
         config: OfficialNCSNConfig | None = None,
     ) -> None:
         fields = (in_channels, nf, num_classes, logit_transform)
-        super().__init__(_choose_config(OfficialNCSNConfig, config, *fields, sigmas=sigmas))
+        super().__init__(choose_config(OfficialNCSNConfig, config, *fields, sigmas=sigmas))
         self.register_buffer("sigmas", self.sigmas, persistent=False)
 
     def set_sigmas(self, sigmas: Sequence[float] | Tensor) -> None:
@@ -290,6 +282,7 @@ class OfficialNCSN(_FourStages):
         self.config = dataclasses.replace(self.config, sigmas=sigmas)
 
 
+@register
 class NCSNv2(_FourStages):
     """The network of the 2020 paper for images up to 64x64. It never sees the level: the score is f(x) / sigma.
 
@@ -306,8 +299,8 @@ class NCSNv2(_FourStages):
         sigmas: buffer ``(K,)``, float32 whatever the dtype of the parameters; zeros until set; first in the state dict.
     """
 
+    Config = NCSNv2Config
     divides_by_sigma = True
-    config_type: ClassVar[type] = NCSNv2Config
 
     def __init__(
         self,
@@ -321,9 +314,10 @@ class NCSNv2(_FourStages):
         config: NCSNv2Config | None = None,
     ) -> None:
         fields = (in_channels, nf, num_classes, rescaled, logit_transform)
-        super().__init__(_choose_config(self.config_type, config, *fields, sigmas=sigmas))
+        super().__init__(choose_config(self.Config, config, *fields, sigmas=sigmas))
 
 
+@register
 class NCSNv2Deeper(NCSNv2):
     """The network of the 2020 paper for images up to 128x128: three sizes, 4n channels at the smallest.
 
@@ -331,7 +325,7 @@ class NCSNv2Deeper(NCSNv2):
     """
 
     divisor = 4
-    config_type = NCSNv2DeeperConfig
+    Config = NCSNv2DeeperConfig
 
     def _build(self, n: int, res: Callable[..., ResidualBlock], refine: Callable[..., RefineBlock]):
         n2, n4 = 2 * n, 4 * n
@@ -359,6 +353,7 @@ class NCSNv2Deeper(NCSNv2):
         return self.refine5([h1, r], y)
 
 
+@register
 class NCSNv2Deepest(NCSNv2):
     """The network of the 2020 paper for images of 256x256: four sizes.
 
@@ -366,7 +361,7 @@ class NCSNv2Deepest(NCSNv2):
     """
 
     divisor = 8
-    config_type = NCSNv2DeepestConfig
+    Config = NCSNv2DeepestConfig
 
     def _build(self, n: int, res: Callable[..., ResidualBlock], refine: Callable[..., RefineBlock]):
         n2, n4 = 2 * n, 4 * n

@@ -1,27 +1,108 @@
 """Saved models: where their files are, and how weights get from a file into a model.
 
-Belongs here: what ``NCSN.from_pretrained`` and ``NCSN.load_state_dict`` need beyond PyTorch. Does
-not belong here: checkpoints of a training run, which hold an optimiser as well.
+Belongs here: :class:`Pretrained`, the saving and loading of every network, and what ``load_state_dict`` needs beyond
+PyTorch. Does not belong here: which networks there are (``registry.py``), checkpoints of a training run, which hold an
+optimiser as well.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
-from huggingface_hub import constants, hf_hub_download
+import torch
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from ..distributed import INNER_NAMES
-from .layers import CondInstanceNorm
+from .config import article
+from .registry import config_fields, network_of, read_config
+
+if TYPE_CHECKING:
+    from .base import ScoreModel
 
 CONFIG_FILE = constants.CONFIG_NAME
 WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
 MESSAGE_LIMIT = 1000  # characters
+
+
+class Pretrained(PyTorchModelHubMixin):
+    """Saving to a folder or the Hugging Face Hub, and loading from there, by the network's configuration."""
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, config: Any = None, **options: Any
+    ) -> str | None:
+        """Write ``config.json``, which names the network, ``model.safetensors`` and a model card into a folder.
+
+        Args:
+            save_directory: the folder; made if need be.
+            config: in place of the network's own.
+            options: as in ``huggingface_hub``.
+
+        Raises:
+            TypeError: the network is not registered, so that it could not be found again.
+        """
+        config = config_fields(self.config) if config is None else config
+        return super().save_pretrained(save_directory, config=config, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        map_location: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> ScoreModel:
+        """Load what :meth:`save_pretrained` wrote, in evaluation mode. Loading is strict.
+
+        Args:
+            pretrained_model_name_or_path: a folder with ``config.json`` and ``model.safetensors``,
+                or the name of a model on the Hugging Face Hub.
+            map_location: device of the model.
+            revision, token, cache_dir, force_download, local_files_only: as in ``huggingface_hub``.
+            overrides: fields of the config to replace, such as ``pool_padding="zero"`` for an NCSN's weights from
+                lucid.
+
+        Returns:
+            A network of this class; of the class that the folder names, if this is :class:`ScoreModel`.
+
+        Raises:
+            FileNotFoundError: no such folder or model, or one of its two files is missing.
+            ValueError: a file that is truncated or of another kind, a config of unknown fields or of another network.
+            RuntimeError: weights of another configuration.
+            TypeError: an override that is no field of the config.
+        """
+        download = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+        }
+        source = str(pretrained_model_name_or_path)
+        config_file = find_file(source, CONFIG_FILE, download)
+        weights_file = find_file(source, WEIGHTS_FILE, download)
+        own = network_of(cls.Config) if hasattr(cls, "Config") else None
+        config = read_config(config_file, own and own.__name__)
+        network = network_of(type(config))
+        if own is not None and network is not own:
+            raise ValueError(
+                f"{config_file} is of {article(network.__name__)}, not of {article(cls.__name__)}: "
+                f"{network.__name__}.from_pretrained or load_pretrained loads it"
+            )
+        model = (network if own is None else cls)(dataclasses.replace(config, **overrides))
+        load_weights(model, weights_file)
+        return model.to(map_location).eval()
 
 
 def find_file(source: str, filename: str, download: dict[str, Any]) -> Path:
@@ -88,22 +169,5 @@ def strip_wrapper_names(
         warnings.warn(
             f"took {' and '.join(f'{name!r}' for name in sorted(stripped))} out of the names of the state dict: it was "
             "saved from a network inside a wrapper",
-            stacklevel=2,
-        )
-
-
-def drop_running_statistics(
-    model: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any
-) -> None:
-    """Drop the running statistics that lucid saves under every norm; an NCSN uses none."""
-    dropped = 0
-    for name, module in model.named_modules(prefix=prefix.removesuffix(".")):
-        if isinstance(module, CondInstanceNorm):
-            for statistic in ("running_mean", "running_var"):
-                dropped += state_dict.pop(f"{name}.norm.{statistic}", None) is not None
-    if dropped:
-        warnings.warn(
-            f"dropped {dropped} running_mean and running_var entries of the state dict: "
-            "norms use the statistics of each image",
             stacklevel=2,
         )

@@ -1,7 +1,7 @@
 """Small score networks that are conditioned on sigma itself: a perceptron for points, a convolutional one for images.
 
-Belongs here: :class:`ScoreMLP`, :class:`ScoreCNN` and their configurations. Does not belong here: what they share with
-one another and with :class:`~ncsn_fast.NCSN` (``interface.py``), the NCSN itself (``model.py``), training.
+Belongs here: :class:`ScoreMLP`, :class:`ScoreCNN` and their configurations. Does not belong here: what all
+networks share (``base.py``), other networks, training.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..checks import boolean, positive_int
 from ..data.ranges import IMAGE_RANGE
 from ..embeddings import SigmaEmbedding
-from .base import SigmaConditioned, plain_ladder
+from .base import ScoreModel
+from .config import choose_config, free_ladder
 from .layers import tell_called, why_not_plain
+from .registry import register
 
 # --- points ---------------------------------------------------------------------------------------
 
@@ -53,14 +55,15 @@ class ScoreMLPConfig:
             if self.scale_by_sigma is None
             else boolean("scale_by_sigma", self.scale_by_sigma),
         )
-        store(self, "sigmas", plain_ladder(self.sigmas))
+        store(self, "sigmas", free_ladder(self.sigmas))
 
 
 # Hidden widths, and whether the output is divided by sigma, unless told otherwise.
 CONDITIONINGS = {"sinusoidal": ((256, 256, 256), True), "concat": ((128, 128, 128), False)}
 
 
-class ScoreMLP(SigmaConditioned):
+@register
+class ScoreMLP(ScoreModel):
     r"""A perceptron that estimates the score of points in R^d, conditioned on sigma.
 
     ``"sinusoidal"``: sines and cosines of log sigma (64 wide) go through a projection of two layers with SiLU between
@@ -72,28 +75,34 @@ class ScoreMLP(SigmaConditioned):
     perceptron costs.
 
     Args:
-        dim: d.
+        dim: d; or a :class:`ScoreMLPConfig`, then nothing else may be given.
         hidden: widths; ``None``: (256, 256, 256), or (128, 128, 128) for ``"concat"``.
         conditioning: ``"sinusoidal"`` or ``"concat"``.
         embedding: width of the sines and cosines.
         scale_by_sigma: divide the output by sigma, so that the network proper estimates -z; ``None``: with
             ``"sinusoidal"`` only. Data that fill an area with a bounded score are better off without, thin data with.
         sigmas: the ladder, see :meth:`set_sigmas`; ``None`` to set it later.
+        config: the configuration by keyword, instead of everything else.
 
     Shape:
         x ``(N, d)``, sigma a number, 0-d, ``(1,)`` or ``(N,)`` -> ``(N, d)``.
     """
 
+    Config = ScoreMLPConfig
+
     def __init__(
         self,
-        dim: int = 2,
+        dim: int | ScoreMLPConfig = 2,
         hidden: Sequence[int] | None = None,
         conditioning: str = "sinusoidal",
         embedding: int = 64,
         scale_by_sigma: bool | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
+        *,
+        config: ScoreMLPConfig | None = None,
     ) -> None:
-        config = ScoreMLPConfig(dim, hidden, conditioning, embedding, scale_by_sigma, sigmas)
+        fields = (dim, hidden, conditioning, embedding, scale_by_sigma, sigmas)
+        config = choose_config(ScoreMLPConfig, config, *fields)
         super().__init__(config)
         self._sinusoidal = config.conditioning == "sinusoidal"
         inputs = config.dim if self._sinusoidal else config.dim + 1
@@ -123,14 +132,14 @@ class ScoreMLP(SigmaConditioned):
             ValueError: ``x`` or ``sigma`` of another shape; a sigma that is not positive.
             TypeError: ``x`` of another dtype than the parameters.
         """
-        sigma = self._check(x, sigma, (self.config.dim,))
+        sigma = self.check_input(x, sigma)
         return self._score(x, sigma, self._modulation(sigma) if self._sinusoidal else [])
 
     def at_labels(self, x: Tensor, labels: Tensor) -> Tensor:
         """The score, each row at a level of the ladder; sigma is embedded once for each level, not for each row."""
         if not self._sinusoidal or why_not_plain(self, ScoreMLP) is not None:
             return super().at_labels(x, labels)
-        self._check(x, 1.0, (self.config.dim,))
+        self.check_data(x)
         sigmas = self.sigmas.to(x.dtype)
         modulation = [
             (scale.index_select(0, labels), shift.index_select(0, labels))
@@ -216,13 +225,14 @@ class ScoreCNNConfig:
         store(self, "scale_by_sigma", boolean("scale_by_sigma", self.scale_by_sigma))
         if self.nf % GROUPS:
             raise ValueError(f"nf must be a multiple of {GROUPS}, got {self.nf}")
-        store(self, "sigmas", plain_ladder(self.sigmas))
+        store(self, "sigmas", free_ladder(self.sigmas))
 
 
 GROUPS = 8  # of channels, normalised together
 
 
-class ScoreCNN(SigmaConditioned):
+@register
+class ScoreCNN(ScoreModel):
     r"""A small convolutional score network for images, 28x28 and grey by default, conditioned on sigma.
 
     A U-shape of three resolutions (28, 14 and 7 pixels), one residual block at each on the way down and on the way up.
@@ -232,29 +242,34 @@ class ScoreCNN(SigmaConditioned):
     overwhelm the first layer.
 
     Args:
-        in_channels: 1 for grey, 3 for RGB.
+        in_channels: 1 for grey, 3 for RGB; or a :class:`ScoreCNNConfig`, then nothing else may be given.
         nf: width at full resolution, a multiple of 8; twice that below.
         image_size: height and width that :meth:`sample` draws; ``forward`` takes any.
         embedding: width of the sines and cosines of log sigma.
         scale_by_sigma: divide the output by sigma, so that the network proper estimates -z.
         sigmas: the ladder, see :meth:`set_sigmas`; ``None`` to set it later.
+        config: the configuration by keyword, instead of everything else.
 
     Shape:
         x ``(N, in_channels, H, W)``, sigma a number, 0-d, ``(1,)`` or ``(N,)`` -> the shape of x.
     """
 
+    Config = ScoreCNNConfig
     data_range = IMAGE_RANGE
 
     def __init__(
         self,
-        in_channels: int = 1,
+        in_channels: int | ScoreCNNConfig = 1,
         nf: int = 32,
         image_size: int = 28,
         embedding: int = 64,
         scale_by_sigma: bool = True,
         sigmas: Sequence[float] | Tensor | None = None,
+        *,
+        config: ScoreCNNConfig | None = None,
     ) -> None:
-        config = ScoreCNNConfig(in_channels, nf, image_size, embedding, scale_by_sigma, sigmas)
+        fields = (in_channels, nf, image_size, embedding, scale_by_sigma, sigmas)
+        config = choose_config(ScoreCNNConfig, config, *fields)
         super().__init__(config)
         nf, wide = config.nf, 2 * config.nf
         self.embedding = SigmaEmbedding(config.embedding)
@@ -282,7 +297,7 @@ class ScoreCNN(SigmaConditioned):
             ValueError: ``x`` or ``sigma`` of another shape; a sigma that is not positive.
             TypeError: ``x`` of another dtype than the parameters.
         """
-        sigma = self._check(x, sigma, (self.config.in_channels, "any", "any"))
+        sigma = self.check_input(x, sigma)
         return self._score(x, sigma, self.projection(self.embedding(sigma)))
 
     def at(self, sigma: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: what one holds, and how it reaches the disk and comes back.
 
-Belongs here: safe writing of files, the checkpoint format, loading a model for sampling. Does not belong here: the
-training loop (``training.py``); the published form of a model (``NCSN.save_pretrained``).
+Belongs here: the checkpoint format, loading a model for sampling. Does not belong here: the training loop
+(``trainer.py``); the published form of a model (``models/pretrained.py``).
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from torch import Tensor
 
 from ..checks import differences, one_of
 from ..files import CheckpointError, check_archive, write_atomically
-from ..models.base import ScoreModel
-from ..models.config import NCSNConfig
-from ..models.ncsn import NCSN
-from ..models.registry import NETWORKS, Config, config_to_dict, new_network
+from ..models.base import ScoreModel, load_pretrained
+from ..models.registry import config_from_dict, config_to_dict, new_network
 
 FORMAT = "ncsn_fast.checkpoint"
 VERSION = 1
@@ -51,7 +49,7 @@ class Checkpoint:
         weighting: state dict of the learned weighting of the noise levels; empty without.
     """
 
-    config: Config
+    config: Any
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Any]
@@ -103,7 +101,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         ) from error
 
 
-def load_checkpoint(path: str | Path, config: NCSNConfig | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, config: Any = None) -> Checkpoint:
     """Read what :func:`save_checkpoint` wrote, onto the CPU. Only tensors and plain values are unpickled.
 
     Args:
@@ -134,11 +132,7 @@ def load_checkpoint(path: str | Path, config: NCSNConfig | None = None) -> Check
         )
     try:
         checkpoint = Checkpoint(**contents)
-        fields = dict(checkpoint.config)
-        made_from, _ = NETWORKS[fields.pop("network", "NCSN")]
-        checkpoint.config = (
-            NCSNConfig.from_dict(fields) if made_from is NCSNConfig else made_from(**fields)
-        )
+        checkpoint.config = config_from_dict(checkpoint.config)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} lacks or has other parts than a checkpoint: {error}"
@@ -152,8 +146,8 @@ def load_checkpoint(path: str | Path, config: NCSNConfig | None = None) -> Check
 
 def load_model(
     path: str | Path, device: torch.device | str = "cpu", *, weights: str = "ema"
-) -> tuple[NCSN, tuple[int, int] | None]:
-    """A trained network for sampling, whatever form it was kept in.
+) -> tuple[ScoreModel, tuple[int, ...] | None]:
+    """A trained network for sampling, of whatever class, whatever form it was kept in.
 
     Args:
         path: a checkpoint file, the output folder of a training run (its checkpoint is used), or a folder written
@@ -162,8 +156,8 @@ def load_model(
         weights: of a checkpoint, ``"ema"``, the moving average, or ``"last"``, those of the last step.
 
     Returns:
-        The network in evaluation mode, and the height and width of its
-        training images, ``None`` if they are not known, as of a model that was not saved by a training run.
+        The network in evaluation mode, and the height and width of its training images, empty if it was trained on
+        points; ``None`` if they are not known, as of a model that was not saved by a training run.
 
     Raises:
         FileNotFoundError: nothing there, or a folder that holds neither.
@@ -188,11 +182,6 @@ def load_model(
             raise CheckpointError(
                 f"{path} holds weights that do not fit its configuration: {error}"
             ) from error
-        if not isinstance(model, NCSN):
-            raise CheckpointError(
-                f"{path} is of a {type(model).__name__}, not of an NCSN: "
-                "in Python, load_checkpoint(...).ema_model() loads it"
-            )
         return model, checkpoint.image_size
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
@@ -204,12 +193,11 @@ def load_model(
             f"{CHECKPOINT_NAME} for the last ones"
         )
     try:
-        model = NCSN.from_pretrained(path).to(device).eval()
+        model = load_pretrained(path, map_location=device)
         size_file = path / IMAGE_SIZE_NAME
         if not size_file.is_file():
             return model, None
-        height, width = json.loads(size_file.read_text())
-        return model, (height, width)
+        return model, tuple(int(side) for side in json.loads(size_file.read_text()))
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path} does not hold a whole model: {error}") from error
 

@@ -40,9 +40,9 @@ from ..data.ranges import Range, byte_hint, check_range, no_more_hints
 from ..distributed import called_as, network_inside, world_size
 from ..files import CheckpointError
 from ..losses import LearnedWeighting, loss_of_zero_score
-from ..models.base import ScoreModel, log_uniform_sigmas
-from ..models.ncsn import NCSN
-from ..models.registry import NETWORKS, config_to_dict, new_network
+from ..models.base import SIGMA, ScoreModel, log_uniform_sigmas
+from ..models.config import article
+from ..models.registry import config_to_dict, new_network
 from ..progress import progress
 from ..streams import LABEL_SAMPLE, ORDER_SAMPLE, STREAM_BATCHES
 from .checkpoints import (
@@ -90,7 +90,7 @@ def train(
     (:meth:`~ncsn_fast.training.log.LossLog.check`).
 
     Args:
-        model: an NCSN, ScoreMLP or ScoreCNN with its sigmas set. Trained in place, and moved to ``device``. Compiled
+        model: any network with its sigmas set. Trained in place, and moved to ``device``. Compiled
             by ``model.compile()`` or ``torch.compile(model)`` it is trained so, and saved under its plain names.
         images: ``(N, C, H, W)`` in the network's ``data_range``, [-1, 1], or points ``(N, D)``; floating point,
             finite, N >= 1; held on ``device``.
@@ -108,7 +108,7 @@ def train(
     Raises:
         TypeError: another model, or one inside DataParallel, DDP or the like.
         ValueError: images of another shape or dtype, outside the network's ``data_range``, or with NaN or infinity;
-            continuous levels for an NCSN, which knows its ladder only.
+            continuous levels for a network conditioned on labels, which knows its ladder only.
         FileExistsError: ``out`` holds a run, and neither ``resume`` nor ``overwrite`` is given.
         FileNotFoundError: ``resume``, and ``out`` holds no checkpoint.
         CheckpointError: a file could not be written; the checkpoint to resume is damaged, or of another run.
@@ -121,10 +121,7 @@ def train(
     """
     out = Path(out).expanduser()
     path = out / CHECKPOINT_NAME
-    given, model = (
-        model,
-        network_inside(model, tuple(network for _, network in NETWORKS.values())),
-    )
+    given, model = model, network_inside(model, ScoreModel)
     expected = getattr(model, "data_range", None)
     _check_images(images, expected)
     # Here, so that its warning names the line that calls train.
@@ -139,10 +136,10 @@ def train(
             f"{path} exists: resume that run, overwrite it, or choose another folder"
         )
 
-    if settings.levels == CONTINUOUS and isinstance(model, NCSN):
+    if settings.levels == CONTINUOUS and model.conditioned_on != SIGMA:
         raise ValueError(
             'levels "continuous" take a network conditioned on sigma, such as ScoreMLP or ScoreCNN; '
-            "an NCSN knows the levels of its ladder only"
+            f"{article(type(model).__name__)} knows the levels of its ladder only"
         )
 
     data = {"shape": tuple(images.shape), "fingerprint": _fingerprint(images)}
