@@ -4,12 +4,15 @@
 //
 // A tile is 4x4 outputs, made of 6x6 inputs. Its transforms have 36 positions; at each the convolution is a matrix
 // product over the channels (Winograd 1980; Lavin & Gray, "Fast algorithms for convolutional neural networks", 2015;
-// interpolation at 0, 1, -1, 2, -2 and infinity):
+// interpolation at 0, 1/b, -1/b, b, -b and infinity, where b = sqrt(2)):
 //
 //     V = B^T d B     inputs       v[position][tile][channel]
 //     U = G g G^T     weights      u[panel][position][channel][output of the panel]
 //     M = V U         products     m[position][tile][output of the panel]
 //     y = A^T M A     outputs
+//
+// The points decide the rounding error: the transforms' entries are powers of them. With +-1 and +-2, the usual choice,
+// it is twice as large at the same number of operations.
 //
 // A panel is two vectors of outputs.
 
@@ -68,6 +71,7 @@ struct ConvKernels {
 
   // The gradient of the weights: D = A dy A^T, dU = sum of V^T D over the tiles, dg = G^T dU G.
   // rows: the 4 rows of dy, as those of transform_inputs, `channels` a multiple of a panel; d[position][panel][tile].
+  // After the positions, at d[kPositions], the sums of the tiles of dy: the gradient of the bias.
   void (*transform_gradients)(const float* const* rows, int64_t tiles, int64_t channels, float* d,
                               int64_t d_panel, int64_t d_position);
 
@@ -75,7 +79,7 @@ struct ConvKernels {
   // in rows of kChannelBlock.
   void (*accumulate)(const float* v, int64_t channels, const float* d, int64_t tiles, float* u);
 
-  // sum += the sum over the tiles of one position and panel.
+  // sum += the sum over the tiles of one panel of d[kPositions].
   void (*sum_tiles)(const float* d, int64_t tiles, float* sum);
 
   // To g[channel][tap][output of the panel], for `depth` channels.

@@ -32,53 +32,64 @@ NCSN_VECTOR Vector fma(float a, Vector b, Vector c) { return fma(all(a), b, c); 
 
 // --- the one-dimensional transforms ---------------------------------------------------------------
 
+// With b = sqrt(2) and a = 1/b, in the order of the points 0, a, -a, b, -b, infinity. Points and weights of the outer
+// points are scaled so that few multiplications are left: the columns of A^T by b for a and -a, by a for b and -b, and
+// the rows of G by the inverse of it.
+
+constexpr float kA = 0.707106781f, kB = 1.41421356f, kBThird = 0.471404521f, kBSixth = 0.23570226f;
+
+// By B^T. Row of a point p: the coefficients of x(x^2 - a^2)(x^2 - b^2) / (x - p), at infinity those of the whole.
 NCSN_VECTOR void input_transform(const Vector d[6], Vector v[6]) {
-  const Vector even = fma(-4.0f, d[2], d[4]), odd = fma(-4.0f, d[1], d[3]);
-  const Vector outer = d[4] - d[2], inner = d[3] - d[1];
-  v[0] = fma(4.0f, d[0], fma(-5.0f, d[2], d[4]));
-  v[1] = even + odd;
-  v[2] = even - odd;
-  v[3] = fma(2.0f, inner, outer);
-  v[4] = fma(-2.0f, inner, outer);
-  v[5] = fma(4.0f, d[1], fma(-5.0f, d[3], d[5]));
+  const Vector even_a = fma(-2.0f, d[2], d[4]), odd_a = fma(-2.0f, d[1], d[3]);
+  const Vector even_b = fma(-0.5f, d[2], d[4]), odd_b = fma(-0.5f, d[1], d[3]);
+  v[0] = fma(-2.5f, d[2], d[0] + d[4]);
+  v[1] = fma(kA, odd_a, even_a);
+  v[2] = fma(-kA, odd_a, even_a);
+  v[3] = fma(kB, odd_b, even_b);
+  v[4] = fma(-kB, odd_b, even_b);
+  v[5] = fma(-2.5f, d[3], d[1] + d[5]);
 }
 
+// By A^T. Column of a point p: the powers 1, p, p^2, p^3, scaled.
 NCSN_VECTOR void output_transform(const Vector m[6], Vector y[4]) {
   const Vector s = m[1] + m[2], d = m[1] - m[2], p = m[3] + m[4], q = m[3] - m[4];
-  y[0] = m[0] + s + p;
-  y[1] = fma(2.0f, q, d);
-  y[2] = fma(4.0f, p, s);
-  y[3] = fma(8.0f, q, d) + m[5];
+  y[0] = fma(kB, s, fma(kA, p, m[0]));
+  y[1] = d + q;
+  y[2] = fma(kB, p, s * all(kA));
+  y[3] = fma(2.0f, q, fma(0.5f, d, m[5]));
 }
 
+// By G. Row of a point p: 1, p, p^2, over the product of p's distances from the others (-3/2 at a and -a, 6 at b and
+// -b) and over the scale.
 NCSN_VECTOR void weight_transform(const Vector g[3], Vector u[6]) {
-  const Vector even = (g[0] + g[2]) * all(-1.0f / 6), odd = g[1] * all(1.0f / 6);
-  const Vector wide = fma(1.0f / 24, g[0], g[2] * all(1.0f / 6)), half = g[1] * all(1.0f / 12);
-  u[0] = g[0] * all(0.25f);
-  u[1] = even - odd;
-  u[2] = even + odd;
-  u[3] = wide + half;
-  u[4] = wide - half;
+  const Vector even_a = fma(-kBThird, g[0], g[2] * all(-kBSixth));
+  const Vector even_b = fma(kBSixth, g[0], g[2] * all(kBThird));
+  const Vector odd = g[1] * all(1.0f / 3);
+  u[0] = g[0];
+  u[1] = even_a - odd;
+  u[2] = even_a + odd;
+  u[3] = even_b + odd;
+  u[4] = even_b - odd;
   u[5] = g[2];
 }
 
-// The transposes of the last two.
+// By A and G^T, the transposes of the last two.
 NCSN_VECTOR void gradient_transform(const Vector y[4], Vector m[6]) {
-  const Vector even = y[0] + y[2], odd = y[1] + y[3];
-  const Vector wide = fma(4.0f, y[2], y[0]), far = fma(8.0f, y[3], y[1] + y[1]);
+  const Vector even_a = fma(kA, y[2], y[0] * all(kB)), odd_a = fma(0.5f, y[3], y[1]);
+  const Vector even_b = fma(kB, y[2], y[0] * all(kA)), odd_b = fma(2.0f, y[3], y[1]);
   m[0] = y[0];
-  m[1] = even + odd;
-  m[2] = even - odd;
-  m[3] = wide + far;
-  m[4] = wide - far;
+  m[1] = even_a + odd_a;
+  m[2] = even_a - odd_a;
+  m[3] = even_b + odd_b;
+  m[4] = even_b - odd_b;
   m[5] = y[3];
 }
 
 NCSN_VECTOR void weight_gradient_transform(const Vector u[6], Vector g[3]) {
   const Vector s = u[1] + u[2], d = u[2] - u[1], p = u[3] + u[4], q = u[3] - u[4];
-  g[0] = fma(0.25f, u[0], fma(1.0f / 24, p, s * all(-1.0f / 6)));
-  g[1] = fma(1.0f / 6, d, q * all(1.0f / 12));
-  g[2] = fma(1.0f / 6, p - s, u[5]);
+  g[0] = fma(kBSixth, p, fma(-kBThird, s, u[0]));
+  g[1] = (d + q) * all(1.0f / 3);
+  g[2] = fma(kBThird, p, fma(-kBSixth, s, u[5]));
 }
 
 // --- inputs ---------------------------------------------------------------------------------------
@@ -341,11 +352,13 @@ NCSN_LEVEL_TARGET static void transform_gradients(const float* const* rows, int6
     for (int64_t c = 0; c < channels; c += kWidth) {
       const int64_t at = t * kTile * channels + c;
       Vector half[6][4];  // [row][column], rows transformed
+      Vector total = Vector{};
 #pragma GCC unroll 6
       for (int j = 0; j < 4; ++j) {
         Vector y[4], column[6];
 #pragma GCC unroll 6
         for (int i = 0; i < 4; ++i) y[i] = load(rows[i] + at + j * channels);
+        total += (y[0] + y[1]) + (y[2] + y[3]);
         gradient_transform(y, column);
 #pragma GCC unroll 6
         for (int i = 0; i < 6; ++i) half[i][j] = column[i];
@@ -358,6 +371,7 @@ NCSN_LEVEL_TARGET static void transform_gradients(const float* const* rows, int6
 #pragma GCC unroll 6
         for (int j = 0; j < 6; ++j) store(out + (i * 6 + j) * d_position, whole[j]);
       }
+      store(out + kPositions * d_position, total);
     }
   }
 }

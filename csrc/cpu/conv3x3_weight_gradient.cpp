@@ -19,9 +19,6 @@ namespace {
 // their transforms stay in the second caches of a few threads.
 constexpr int64_t kTilesAtOnce = 64;
 
-// The position of the sum of all of a tile's gradients: row 1 of A^T, which is all ones, on both sides.
-constexpr int64_t kSumPosition = 7;
-
 class WeightGradient {
  public:
   // grad_y as the input of a convolution: with `outputs` channels, no norm, no ELU.
@@ -62,7 +59,7 @@ class WeightGradient {
     const int64_t v_block = tiles * kChannelBlock, v_position = position_stride(tiles, channels);
     const int64_t d_panel = position_stride(tiles, width), d_position = panels_ * d_panel + 16;
     float* const v = thread_memory(Use::kSharedInputs, kPositions * v_position);
-    float* const d = thread_memory(Use::kGradients, kPositions * d_position);
+    float* const d = thread_memory(Use::kGradients, (kPositions + 1) * d_position);
 
     torch::stable::parallel_for(0, chunk.end - chunk.begin, 1, [&](int64_t from, int64_t to) {
       RowRing inputs(shape_, input_, channels, 1, kTilesAtOnce, Use::kRows);
@@ -87,8 +84,9 @@ class WeightGradient {
                             std::min(kChannelBlock, shape_.channels - c), gradients, tiles,
                             u + c * width);
       }
-      if (position == kSumPosition) {
-        kernels_.sum_tiles(gradients, tiles, sums_.data() + panel * width);
+      if (position == 0) {
+        kernels_.sum_tiles(gradients + kPositions * d_position, tiles,
+                           sums_.data() + panel * width);
       }
     });
   }

@@ -40,24 +40,26 @@ def sample_command(
     seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 256,
     sampler: Annotated[
-        Literal["ald", "cas", "pc"],
-        typer.Option(help="Annealed Langevin, consistent annealed, predictor-corrector."),
+        Literal[samplers.NAMES],
+        typer.Option(help=samplers.sampler_help()),
     ] = "ald",
     steps: Annotated[int, typer.Option(help="Steps at each noise level.")] = 20,
     step_lr: Annotated[
         float | None,
         typer.Option(
-            help="Step size at the last level; not of pc.",
-            show_default="its sigma squared, of ald 0.2 x that",
+            help=samplers.option_help("step_lr"), show_default=samplers.option_default("step_lr")
         ),
     ] = None,
     snr: Annotated[
         float | None,
-        typer.Option(help="Signal-to-noise ratio of pc's corrector.", show_default="0.16"),
+        typer.Option(help=samplers.option_help("snr"), show_default=samplers.option_default("snr")),
     ] = None,
     predictor: Annotated[
-        Literal["reverse_diffusion", "ancestral"] | None,
-        typer.Option(help="Of pc.", show_default="reverse_diffusion"),
+        Literal[samplers.OPTIONS["predictor"].choices] | None,
+        typer.Option(
+            help=samplers.option_help("predictor"),
+            show_default=samplers.option_default("predictor"),
+        ),
     ] = None,
     denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
     clip: Annotated[

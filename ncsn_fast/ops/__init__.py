@@ -179,7 +179,7 @@ def norm_elu_conv3x3(
         backend: as in :func:`cond_instance_norm_elu`; where the unit is composed, it holds for its parts.
 
     Returns:
-        ``(N, O, H, W)``. Winograd's relative error is about 1e-6, four times that of a direct convolution. Inf in ``x``
+        ``(N, O, H, W)``. Winograd's relative error is about 1e-6, twice that of a direct convolution. Inf in ``x``
         may become NaN; what is not finite stays in its sample.
 
     Raises:

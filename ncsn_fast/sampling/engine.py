@@ -1,16 +1,18 @@
-"""The loop that the samplers of ``sampling.py`` share: a state updated in place, step after step, level after level.
+"""The loop that all samplers share: a state that is updated in place, step by step and level by level.
 
-Belongs here: buffers, counters, the noise, the known region, CUDA graphs, and what can be watched meanwhile. Does not
-belong here: the update rules (``sampling.py``) and the arithmetic of a step (``ops.langevin_step_``).
+Belongs here: buffers, counters, the noise, how the score is asked, the known region, CUDA graphs, checks, progress,
+callbacks and kept states. Does not belong here: the update rules (``langevin.py``, ``ode.py``, ``solvers.py``) and the
+arithmetic of a Langevin step (``ops.langevin_step_``).
 
-Nothing waits for the device from step to step: level and step are Python numbers where steps are called one by one, and
-tensors on the device where they are replayed from a graph.
+No step waits for the device. Level and step are Python numbers where steps are called one by one, and tensors on the
+device where they are replayed from a graph.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +22,9 @@ from ..progress import progress
 from ..schedules import check_sigmas
 from ..streams import KNOWN_NOISE_STEPS
 from .start import draw_seed
-from .steps import GraphedSteps, Now, Steps, Update, check_graph_device
+from .steps import GraphedSteps, Position, Steps, Update, check_graph_device
 
-# Steps, at least, between looks at whether the score was finite; each look waits for the device.
+# At least so many steps between two checks that the score was finite; each check waits for the device.
 CHECK_EVERY = 100
 
 
@@ -30,14 +32,67 @@ class ScoreError(RuntimeError):
     """The score was not finite; the message says from which level and step on."""
 
 
-class Chain:
-    """A batch of Markov chains and what they need on their way.
+class Ladder:
+    """Noise levels in the order of a solver, and the condition with which the score is asked at each.
+
+    A condition is what a score function takes beside x: a number of a level, or a sigma. With it a solver can go down
+    any part of a network's ladder, or ask a network over a continuous sigma between its levels.
 
     Args:
-        score: ``score(x, level)``, in the shape of ``x`` and any floating dtype. ``level`` is an int; with
-            ``cuda_graph`` an int64 tensor ``(1,)`` on the device.
-        init: where the chains start, ``(N, ...)``; not modified. The state keeps a channels_last layout.
-        sigmas: the ladder, strictly descending.
+        sigmas: the standard deviation of each level.
+        conditions: for each level an int or a float; ``None``: the level's number, 0, 1, ...
+        table: puts numbers on the device of the state.
+
+    Attributes:
+        sigmas: as Python floats.
+        sigma_table: the same on the device, ``(K,)``.
+    """
+
+    def __init__(
+        self,
+        sigmas: Sequence[float],
+        conditions: Sequence[int] | Sequence[float] | None,
+        table: Callable[[Iterable[float]], Tensor],
+    ) -> None:
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.sigma_table = table(self.sigmas)
+        if conditions is not None and len(conditions) != len(self.sigmas):
+            raise ValueError(
+                f"there must be one condition for each of the {len(self.sigmas)} levels, got {len(conditions)}"
+            )
+        self.conditions = None if conditions is None else list(conditions)
+        self._on_device: Tensor | None = None
+
+    def condition(self, position: Position) -> int | float | Tensor:
+        """What the score is asked with at the position's level; in a graph a tensor ``(1,)``."""
+        if self.conditions is None:
+            return position.level
+        if not isinstance(position.level, Tensor):
+            return self.conditions[position.level]
+        if self._on_device is None:
+            # Made when the updates are called for the first time, so before any capture.
+            self._on_device = torch.tensor(
+                self.conditions,
+                dtype=self.sigma_table.dtype
+                if isinstance(self.conditions[0], float)
+                else torch.int64,
+                device="cpu",
+            ).to(position.level.device)
+        return position.of(self._on_device)
+
+
+class Chain:
+    """A batch of Markov chains, or of solutions of an ODE, and all that updates need.
+
+    Args:
+        score: ``score(x, condition)``, in the shape of ``x`` and any floating dtype. ``condition`` is a Python number;
+            with ``cuda_graph`` a tensor ``(1,)`` on the device, int64 or in the dtype of the state.
+        init: where the chains start, ``(N, ...)``; not modified.
+        sigmas: the levels that the solver passes, strictly descending.
+        conditions: what the score is asked with at each level: numbers of levels of a network's own ladder, or the
+            sigmas themselves. ``None``: the level's number in ``sigmas``.
+        like_init: the state has the strides of ``init``, and is float64 if ``init`` is. Otherwise it is float32, and
+            channels_last if ``init`` is, else contiguous.
         seed: of the noise; ``None``: drawn from torch's default CPU generator.
         sample_offset: number of the first sample in the noise stream.
         known: values of the known region, of a shape that broadcasts to that of ``init``.
@@ -48,17 +103,19 @@ class Chain:
         cuda_graph: replay steps from CUDA graphs.
 
     Attributes:
-        x: the state, float32.
-        sigmas: the ladder as Python floats.
+        x: the state, float32 or float64.
+        sigmas: the levels as Python floats.
         noise: seed and offset, as ``ops`` take them.
     """
 
     def __init__(
         self,
-        score: Callable[[Tensor, int | Tensor], Tensor],
+        score: Callable[[Tensor, Any], Tensor],
         init: Tensor,
         sigmas: Sequence[float],
         *,
+        conditions: Sequence[int] | Sequence[float] | None = None,
+        like_init: bool = False,
         seed: int | None = None,
         sample_offset: int = 0,
         known: Tensor | None = None,
@@ -69,10 +126,14 @@ class Chain:
         cuda_graph: bool = False,
     ) -> None:
         check_sigmas(sigmas, len(sigmas))
-        self.sigmas = [float(sigma) for sigma in sigmas]
-        channels_last = init.dim() == 4 and init.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.x = init.detach().to(torch.float32, copy=True, memory_format=layout)
+        layout = torch.contiguous_format
+        if like_init:
+            layout = torch.preserve_format
+        elif init.dim() == 4 and init.is_contiguous(memory_format=torch.channels_last):
+            layout = torch.channels_last
+        double = like_init and init.dtype == torch.float64
+        self.dtype = torch.float64 if double else torch.float32
+        self.x = init.detach().to(self.dtype, copy=True, memory_format=layout)
         self.noise = {
             "seed": draw_seed() if seed is None else seed,
             "sample_offset": sample_offset,
@@ -82,50 +143,79 @@ class Chain:
             raise ValueError(f"return_intermediates must be at least 1, got {self.every}")
         self.states: Tensor | None = None
         self._score = score
-        self._sums = torch.zeros(0, dtype=torch.float32, device=self.x.device)
-        self._normal, self._zeros = torch.zeros_like(self.x), torch.zeros_like(self.x)
+        self._sums = torch.zeros(0, dtype=self.dtype, device=self.x.device)
+        self._normal = torch.zeros_like(self.x, dtype=torch.float32)
+        self._zeros = torch.zeros_like(self._normal)
         self._known = None if known is None and mask is None else self._check_known(known, mask)
-        self._sigmas = self.table(self.sigmas)
+        self._ladder = self.ladder(sigmas, conditions)
+        self.sigmas = self._ladder.sigmas
         if cuda_graph:
             check_graph_device(self.x.device)
         self._graphed = cuda_graph
 
     def table(self, values: Iterable[float]) -> Tensor:
-        """A number for each level, where the state is; :meth:`Now.of` reads it."""
-        return torch.tensor(list(values), dtype=torch.float32, device="cpu").to(self.x.device)
+        """A number for each level, on the device and in the dtype of the state; :meth:`Position.of` reads it."""
+        return torch.tensor(list(values), dtype=self.dtype, device="cpu").to(self.x.device)
 
-    def score(self, now: Now) -> Tensor:
-        """The score at the state. To be called once in every update."""
-        score = self._score(self.x, now.level)
-        if score.shape != self.x.shape:
-            raise ValueError(
-                f"score must have shape {tuple(self.x.shape)}, got {tuple(score.shape)}"
-            )
-        # One number a step: it is finite if and only if all of the score is (but for an overflow of the sum).
-        if isinstance(now.step, Tensor):
-            self._sums.index_copy_(0, now.step, score.sum(dtype=torch.float32).view(1))
+    def ladder(
+        self, sigmas: Sequence[float], conditions: Sequence[int] | Sequence[float] | None
+    ) -> Ladder:
+        """Other noise levels, one for each level of the chain, at which an update may ask the score."""
+        return Ladder(sigmas, conditions, self.table)
+
+    def buffer(self) -> Tensor:
+        """Zeros in the shape of the state, for what an update keeps for later steps."""
+        return torch.zeros_like(self.x)
+
+    def score(self, x: Tensor, position: Position, ladder: Ladder | None = None) -> Tensor:
+        """The score at ``x`` and the position's level. An update may ask as often as it needs.
+
+        Args:
+            x: the state, or another one in its shape. In another one the known region is set here, in place, with the
+                noise of the level.
+            position: its level says where. Its step counts for the checks and for the noise of the known region.
+            ladder: noise levels in place of the chain's own.
+        """
+        ladder = ladder or self._ladder
+        if x is not self.x:
+            self._set_known(x, position, ladder)
+        score = self._score(x, ladder.condition(position))
+        if score.shape != x.shape:
+            raise ValueError(f"score must have shape {tuple(x.shape)}, got {tuple(score.shape)}")
+        # One number a step: it is finite if and only if all of its scores are, unless the sum overflows.
+        total = score.sum(dtype=self.dtype)
+        if isinstance(position.step, Tensor):
+            self._sums.index_add_(0, position.step, total.view(1))
         else:
-            torch.sum(score, dim=None, dtype=torch.float32, out=self._sums[now.step])
+            self._sums[position.step].add_(total)
         return score
 
     def normal(self, step: int | Tensor) -> Tensor:
-        """Standard normal numbers of the stream of Langevin noise, always in the same memory."""
+        """Standard normal numbers of the stream of Langevin noise, in the dtype of the state.
+
+        They may lie in the memory that the next call, or the next score at another state, writes to.
+        """
         # A step of size 1/2 from zero, with a score of zero, is the noise itself, bit for bit.
-        return ops.langevin_step_(self._normal.zero_(), self._zeros, 0.5, step=step, **self.noise)
+        z = ops.langevin_step_(self._normal.zero_(), self._zeros, 0.5, step=step, **self.noise)
+        return z.to(self.dtype)
+
+    def denoise(self, x: Tensor, position: Position) -> None:
+        """An update from the last level to the expected clean sample, ``x + sigma_K**2 * score`` (Tweedie)."""
+        x.add_(self.score(x, position), alpha=self.sigmas[-1] ** 2)
 
     def run(
         self,
         updates: Sequence[Sequence[Update]],
         *,
-        denoise: bool = False,
+        end: Update | None = None,
         clip: float | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Take the steps of each level, then one without noise if wanted.
+        """Take the steps of each level, then one more at the last level if wanted.
 
         Args:
-            updates: for each level, its updates ``update(x, now)`` in order.
-            denoise: end with ``x + sigma_K**2 * score``, Tweedie's expected clean sample.
-            clip: clamp to ``[-clip, clip]`` after that.
+            updates: for each level, its updates ``update(x, position)`` in order.
+            end: an update after all steps, such as :meth:`denoise`. No progress, callback or kept state counts it.
+            clip: clamp to ``[-clip, clip]`` after ``end``.
 
         Returns:
             The state, contiguous; with ``return_intermediates`` also the states kept on the way.
@@ -137,7 +227,7 @@ class Chain:
         self._sums = self._sums.new_zeros(total + 1)
         if self.every is not None:
             self.states = self.x.new_empty((total // self.every, *self.x.shape))
-        # Not an attribute: a cycle would keep the graphs' memory until the garbage collector comes by.
+        # Not an attribute: a reference cycle would keep the graphs' memory until the garbage collector runs.
         steps = GraphedSteps(self._take, self.x.device) if self._graphed else Steps(self._take)
         done = checked = 0
         bar = progress(total, shown=self.verbose, desc="sampling", unit="step")
@@ -156,8 +246,8 @@ class Chain:
                     checked = done
                 if self.callback is not None:
                     self.callback(level, self.x.clone(memory_format=torch.contiguous_format))
-        if denoise:
-            self._take(self._denoise, steps.now(len(updates) - 1, done))
+        if end is not None:
+            self._take(end, steps.position(len(updates) - 1, done))
             done += 1
             if clip is not None:
                 self.x.clamp_(-clip, clip)
@@ -171,7 +261,7 @@ class Chain:
     def _pieces(
         self, updates: Sequence[Update], done: int, at_once: int
     ) -> Iterator[tuple[Update, ...]]:
-        """A level's updates in runs of some at once, cut where the state is to be kept."""
+        """A level's updates in runs of at most ``at_once``, which also end where the state is to be kept."""
         begin = 0
         while begin < len(updates):
             size = at_once
@@ -180,16 +270,19 @@ class Chain:
             yield tuple(updates[begin : begin + size])
             begin += size
 
-    def _take(self, update: Update, now: Now) -> None:
-        if self._known is not None:  # before the score is asked: it shall see the level's own noise
-            values, mask = self._known
-            noisy = self.normal(now.step + KNOWN_NOISE_STEPS)
-            torch.addcmul(values, noisy, now.of(self._sigmas), out=noisy)
-            torch.where(mask, noisy, self.x, out=self.x)
-        update(self.x, now)
+    def _take(self, update: Update, position: Position) -> None:
+        # Before the update: its score shall see the known region with the noise of the level.
+        self._set_known(self.x, position, self._ladder)
+        update(self.x, position)
 
-    def _denoise(self, x: Tensor, now: Now) -> None:
-        x.add_(self.score(now), alpha=self.sigmas[-1] ** 2)
+    def _set_known(self, x: Tensor, position: Position, ladder: Ladder) -> None:
+        """Write the known values into ``x``, with the noise of the position's level."""
+        if self._known is None:
+            return
+        values, mask = self._known
+        noisy = self.normal(position.step + KNOWN_NOISE_STEPS)
+        torch.addcmul(values, noisy, position.of(ladder.sigma_table), out=noisy)
+        torch.where(mask, noisy, x, out=x)
 
     def _check_known(self, known: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         shape = self.x.shape
@@ -211,11 +304,11 @@ class Chain:
             raise TypeError(f"mask must be bool, True where the values are known, got {mask.dtype}")
         if not known.is_floating_point():
             raise TypeError(f"known must be floating point, got {known.dtype}")
-        values = known.detach().to(self.x.device, torch.float32)
+        values = known.detach().to(self.x.device, self.dtype)
         return values, mask.to(self.x.device)
 
     def _check_scores(self, updates: Sequence[Sequence[Update]], begin: int, end: int) -> None:
-        """Waits for the device, once: was the score finite in the steps from begin to end?"""
+        """Raise if the score was not finite in the steps from begin to end. Waits for the device once."""
         for step, total in enumerate(self._sums[begin:end].tolist(), begin):
             if math.isfinite(total):
                 continue

@@ -1,9 +1,8 @@
 """Samplers on a ladder of noise levels: from noise to samples, given only a score function.
 
-Belongs here: samplers as short functions over ``score(x, level)``, and the random numbers they
-start from. Does not belong here: networks (any function will do), how a network is sampled by one
-of them (``samplers.py``), the loop that all of them share (``engine.py``), the arithmetic of one
-step (``ops.langevin_step_``), samplers over a continuous sigma (``probability_flow.py``).
+Belongs here: samplers of Langevin steps, as short functions over ``score(x, level)``. Does not belong here: networks
+(any function will do), the records of the samplers (``samplers.py``), the loop that all of them share (``engine.py``),
+the arithmetic of one step (``ops.langevin_step_``), the probability-flow ODE (``ode.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from .. import ops
 from ..checks import positive_int, positive_number
 from .engine import Chain
-from .steps import Now
+from .steps import Position
 
 PREDICTORS = ("reverse_diffusion", "ancestral")
 
@@ -108,11 +107,15 @@ def annealed_langevin(
     )
     eta = chain.table(step_lr * (sigma / chain.sigmas[-1]) ** 2 for sigma in chain.sigmas)
 
-    def langevin(x: Tensor, now: Now) -> None:
-        step_size = now.of(eta)
-        ops.langevin_step_(x, chain.score(now), step_size, step=now.step, clip=clip, **chain.noise)
+    def langevin(x: Tensor, position: Position) -> None:
+        step_size = position.of(eta)
+        ops.langevin_step_(
+            x, chain.score(x, position), step_size, step=position.step, clip=clip, **chain.noise
+        )
 
-    return chain.run([[langevin] * n_steps_each] * len(sigmas), denoise=denoise, clip=clip)
+    return chain.run(
+        [[langevin] * n_steps_each] * len(sigmas), end=chain.denoise if denoise else None, clip=clip
+    )
 
 
 @torch.no_grad()
@@ -176,18 +179,18 @@ def consistent_annealed(
     staying = chain.table(noise_to(sigma, sigma) for sigma in sigmas)
     falling = chain.table([*(noise_to(high, low) for high, low in pairwise(sigmas)), 0.0])
 
-    def stay(x: Tensor, now: Now) -> None:
-        s, z = chain.score(now), chain.normal(now.step)
-        x.addcmul_(s, now.of(eta)).addcmul_(z, now.of(staying))
+    def stay(x: Tensor, position: Position) -> None:
+        s, z = chain.score(x, position), chain.normal(position.step)
+        x.addcmul_(s, position.of(eta)).addcmul_(z, position.of(staying))
 
-    def fall(x: Tensor, now: Now) -> None:
-        s, z = chain.score(now), chain.normal(now.step)
-        x.addcmul_(s, now.of(eta)).addcmul_(z, now.of(falling))
+    def fall(x: Tensor, position: Position) -> None:
+        s, z = chain.score(x, position), chain.normal(position.step)
+        x.addcmul_(s, position.of(eta)).addcmul_(z, position.of(falling))
 
     levels = [[stay] * (n_steps_each - 1) + [fall]] * len(sigmas)
     if denoise:
         levels[-1] = [stay] * n_steps_each
-    return chain.run(levels, denoise=denoise)
+    return chain.run(levels, end=chain.denoise if denoise else None)
 
 
 @torch.no_grad()
@@ -253,13 +256,15 @@ def predictor_corrector(
     drift = chain.table([*falls, 0.0])
     spread = chain.table([*(c * math.sqrt(d) for c, d in zip(shrink, falls, strict=True)), 0.0])
 
-    def correct(x: Tensor, now: Now) -> None:
-        ops.langevin_step_(x, chain.score(now), now.of(epsilon), step=now.step, **chain.noise)
+    def correct(x: Tensor, position: Position) -> None:
+        ops.langevin_step_(
+            x, chain.score(x, position), position.of(epsilon), step=position.step, **chain.noise
+        )
 
-    def predict(x: Tensor, now: Now) -> None:
-        s, z = chain.score(now), chain.normal(now.step)
-        x.addcmul_(s, now.of(drift)).addcmul_(z, now.of(spread))
+    def predict(x: Tensor, position: Position) -> None:
+        s, z = chain.score(x, position), chain.normal(position.step)
+        x.addcmul_(s, position.of(drift)).addcmul_(z, position.of(spread))
 
     corrections = [correct] * n_steps_each
     levels = [[*corrections, predict]] * (len(sigmas) - 1) + [corrections]
-    return chain.run(levels, denoise=denoise)
+    return chain.run(levels, end=chain.denoise if denoise else None)

@@ -1,7 +1,7 @@
 """The probability-flow ODE: deterministic samples and likelihoods from a score over a continuous sigma.
 
 Belongs here: what integrates the ODE, as short functions over ``score(x, sigma)``. Does not belong here: samplers on a
-ladder of levels (``sampling.py``), networks.
+ladder of levels (``langevin.py``), the loop (``engine.py``), networks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +18,17 @@ from .. import ops
 from ..checks import positive_int
 from ..schedules import check_sigmas
 from ..streams import STREAM_PROBES
-from .engine import ScoreError
+from .engine import Chain
 from .start import draw_seed
+from .steps import Position
 
 Score = Callable[[Tensor, float], Tensor]
 
 
 @torch.no_grad()
 def probability_flow(
-    score: Score, init: Tensor, sigmas: Sequence[float], *, denoise: bool = False
-) -> Tensor:
+    score: Score, init: Tensor, sigmas: Sequence[float], *, denoise: bool = False, **run: Any
+) -> Tensor | tuple[Tensor, Tensor]:
     r"""Integrate the probability-flow ODE from the first sigma down to the last, by Heun's method.
 
     .. math:: \frac{dx}{d\sigma} = -\sigma\, s(x, \sigma)
@@ -40,30 +42,44 @@ def probability_flow(
             ``sigmas[0] * initial_state(shape, "normal", seed=...)``; not modified.
         sigmas: the grid, strictly descending; such as ``make_sigmas(50.0, 0.01, 100)``.
         denoise: end with :math:`x + \sigma_K^2\, s(x, \sigma_K)`, which is one Euler step to 0.
+        run: ``seed``, ``sample_offset``, ``verbose``, ``callback``, ``known``, ``mask``, ``return_intermediates`` and
+            ``cuda_graph``, as in :func:`~ncsn_fast.sampling.annealed_langevin`, with the grid for its levels. The seed
+            is only that of the known region's noise. With ``cuda_graph`` the score gets sigma as a tensor
+            ``(1,)`` on the device, in the dtype of the state.
 
     Returns:
-        Samples, shape, dtype and device of ``init``.
+        Samples, shape, dtype and device of ``init``. With ``return_intermediates``, that and a tensor ``(M, N, ...)``
+        of the states.
 
     Raises:
         ValueError: a grid that does not descend.
-        ScoreError: the result is NaN or infinite.
+        ScoreError: the score was NaN or infinite; the message says from which step on.
 
     Reference: Song et al., 2021, `arXiv:2011.13456 <https://arxiv.org/abs/2011.13456>`_, equation 13, for variance
     exploding noise with sigma as time; Heun as in Karras et al., 2022, `arXiv:2206.00364
     <https://arxiv.org/abs/2206.00364>`_, algorithm 1.
     """
-    check_sigmas(sigmas, len(sigmas))
-    x = init.detach().clone()
-    for sigma, target in pairwise(sigmas):
-        slope = -sigma * score(x, sigma)
-        euler = x + (target - sigma) * slope
-        x = x + (target - sigma) / 2 * (slope - target * score(euler, target))
-    if denoise:
-        x = x + sigmas[-1] ** 2 * score(x, sigmas[-1])
-    x = x.to(init.dtype)
-    if not bool(x.isfinite().all()):
-        raise ScoreError("the probability-flow ODE led to NaN or infinity: the score is broken")
-    return x
+    sigmas = [float(sigma) for sigma in sigmas]
+    chain = Chain(score, init, sigmas, conditions=sigmas, like_init=True, **run)
+    falls = [target - sigma for sigma, target in pairwise(sigmas)]
+    negative = chain.table(-sigma for sigma in sigmas)
+    whole, half = chain.table([*falls, 0.0]), chain.table([*(fall / 2 for fall in falls), 0.0])
+    square = chain.table(sigma**2 for sigma in sigmas)
+
+    def heun(x: Tensor, position: Position) -> None:
+        slope = position.of(negative) * chain.score(x, position).to(x.dtype)
+        euler, target = x + position.of(whole) * slope, position.next_level()
+        target_slope = target.of(negative) * chain.score(euler, target).to(x.dtype)
+        x.add_(position.of(half) * (slope + target_slope))
+
+    def to_zero(x: Tensor, position: Position) -> None:
+        x.add_(position.of(square) * chain.score(x, position).to(x.dtype))
+
+    levels = [[heun]] * (len(sigmas) - 1) + [[]]  # the last level is where the solution ends
+    drawn = chain.run(levels, end=to_zero if denoise else None)
+    if isinstance(drawn, tuple):
+        return drawn[0].to(init.dtype), drawn[1].to(init.dtype)
+    return drawn.to(init.dtype)
 
 
 @torch.no_grad()

@@ -86,8 +86,7 @@ def draw(
     if layout == torch.channels_last:
         init = init.to(memory_format=layout)
     run: dict[str, Any] = {"n_steps_each": n_steps_each, "denoise": denoise, **own, **watched}
-    if sampler.of == "level":
-        run |= noise | {"cuda_graph": use_graphs(device, options.get("cuda_graph"))}
+    run |= noise | {"cuda_graph": use_graphs(device, options.get("cuda_graph"))}
     if sampler.clips_every_step:
         run["clip"] = clip
     with evaluating(model):

@@ -1,9 +1,9 @@
-"""Samplers as records: what each is called, takes and starts from.
+"""Samplers as records: the one place that says what each is called, does, takes and starts from.
 
-Belongs here: the table of the samplers, and the checks of a sampler's options, shared by every network and by the
-command line. Does not belong here: the samplers themselves (``langevin.py``, ``ode.py``), calling them (``run.py``).
+Belongs here: the table of the samplers, the checks of a sampler's options, and what help texts and documents say of
+samplers. Does not belong here: the samplers themselves (``langevin.py``, ``ode.py``), calling them (``run.py``).
 
-A sampler more is one more entry of :data:`SAMPLERS`.
+To add a sampler, add an entry to :data:`SAMPLERS`, and to :data:`OPTIONS` any option that is new.
 """
 
 from __future__ import annotations
@@ -16,14 +16,29 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import positive_int
-from .langevin import annealed_langevin, consistent_annealed, predictor_corrector
+from .langevin import PREDICTORS, annealed_langevin, consistent_annealed, predictor_corrector
 from .ode import probability_flow
 from .start import INIT_DISTS
 
 PRIOR = "prior"  # noise of the first sigma, N(0, sigma_1^2)
 STARTS = (*INIT_DISTS, PRIOR)
-# What the loop of engine.py offers with any sampler on a ladder.
+# Options of the loop in engine.py, which all samplers take.
 WATCHED = ("callback", "cuda_graph", "known", "mask", "return_intermediates", "verbose")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option that some samplers take: a line of help, and the values it may have if they are few."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+OPTIONS: Mapping[str, Option] = {
+    "step_lr": Option("Step size at the last level, in squared units of the data"),
+    "snr": Option("Signal-to-noise ratio of the corrector's steps"),
+    "predictor": Option("Step from each level to the next", PREDICTORS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +47,21 @@ class Sampler:
 
     Attributes:
         function: ``function(score, init, sigmas, *, n_steps_each, denoise, **options)``.
-        defaults: the options that are its own, each with its default: a value, or a function of the ladder.
+        title: its name in words.
+        summary: what it does, in a line, with its source.
+        wants: what it wants of the ladder, in a line.
+        defaults: the options of :data:`OPTIONS` that it takes, each with its default: a value, or a function of the
+            ladder whose text says what it is.
         init_dists: what it may start from, its default first.
         of: what its score is a function of, beside x: ``"level"`` of the ladder, or ``"sigma"``, any.
-        clips_every_step: clamping is part of its step; else, as its states must be as wide as their noise, only the
+        clips_every_step: clamping is part of its step. If not, its states must be as wide as their noise, and only the
             result is clamped.
     """
 
     function: Callable[..., Any]
+    title: str
+    summary: str
+    wants: str
     defaults: Mapping[str, Any]
     init_dists: tuple[str, ...] = (PRIOR,)
     of: str = "level"
@@ -47,23 +69,32 @@ class Sampler:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Names of the options that it takes beside those that all samplers take."""
-        return (*self.defaults, *(WATCHED if self.of == "level" else ()))
+        """Names of all options that it takes."""
+        return (*self.defaults, *WATCHED)
 
 
-def share_of_variance(share: float) -> Callable[[Sequence[float]], float]:
+@dataclasses.dataclass(frozen=True)
+class ShareOfVariance:
     """A default step size: a share of the last level's variance."""
-    return lambda sigmas: share * sigmas[-1] ** 2
+
+    share: float
+
+    def __call__(self, sigmas: Sequence[float]) -> float:
+        return self.share * sigmas[-1] ** 2
+
+    def __str__(self) -> str:
+        return f"{self.share:g} * sigma_K**2"
 
 
 def _ode(
-    score: Callable[[Tensor, float], Tensor],
+    score: Callable[[Tensor, Any], Tensor],
     init: Tensor,
     sigmas: Sequence[float],
     *,
     n_steps_each: int,
-    denoise: bool,
-) -> Tensor:
+    callback: Callable[[int, Tensor], object] | None = None,
+    **run: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The probability-flow ODE, each gap of the ladder divided geometrically into ``n_steps_each``."""
     steps = positive_int("n_steps_each", n_steps_each)
     fine = [
@@ -71,26 +102,56 @@ def _ode(
         for high, low in itertools.pairwise(sigmas)
         for i in range(steps)
     ]
-    return probability_flow(score, init, [*fine, sigmas[-1]], denoise=denoise)
+
+    def after_level(point: int, x: Tensor) -> None:
+        if (point + 1) % steps == 0 or point == len(fine):
+            callback(point // steps, x)
+
+    watch = None if callback is None else after_level
+    return probability_flow(score, init, [*fine, sigmas[-1]], callback=watch, **run)
 
 
 SAMPLERS: Mapping[str, Sampler] = {
     "ald": Sampler(
         annealed_langevin,
+        "annealed Langevin dynamics",
+        "Langevin steps at each level (Song & Ermon 2019)",
+        "many steps at each level",
         # The last step of the paper, 2e-5 in this library's convention, for its last sigma of 0.01.
-        {"step_lr": share_of_variance(0.2)},
+        {"step_lr": ShareOfVariance(0.2)},
         init_dists=(PRIOR, *INIT_DISTS),
         clips_every_step=True,
     ),
-    # To the expected clean sample, and all noise anew: the one step size that every ladder allows.
-    "cas": Sampler(consistent_annealed, {"step_lr": share_of_variance(1.0)}),
-    "pc": Sampler(predictor_corrector, {"snr": 0.16, "predictor": "reverse_diffusion"}),
-    "ode": Sampler(_ode, {}, of="sigma"),
+    "cas": Sampler(
+        consistent_annealed,
+        "consistent annealed sampling",
+        "noise is added so that exactly the next level's remains (Jolicoeur-Martineau et al. 2020)",
+        "a fine ladder; `step_lr` of at least `(1 - ratio) * sigma_K**2`, the error says how much",
+        # To the expected clean sample, and all noise anew: the one step size that every ladder allows.
+        {"step_lr": ShareOfVariance(1.0)},
+    ),
+    "pc": Sampler(
+        predictor_corrector,
+        "predictor-corrector",
+        "reverse diffusion or ancestral steps from level to level, Langevin steps at each (Song et al. 2021)",
+        "a fine ladder",
+        {"snr": 0.16, "predictor": PREDICTORS[0]},
+    ),
+    "ode": Sampler(
+        _ode,
+        "probability-flow ODE",
+        "solved by Heun's method on a finer grid; deterministic but for the start (Song et al. 2021)",
+        "a network over a continuous sigma; each gap of the ladder is divided into `n_steps_each`",
+        {},
+        of="sigma",
+    ),
 }
+
+NAMES = tuple(SAMPLERS)
 
 
 def find(name: str, of: Sequence[str] = ("level", "sigma")) -> Sampler:
-    """The sampler of that name; ValueError if none is that a score of ``of`` can serve."""
+    """The sampler of that name; ValueError if there is none, or none for a score that is a function of ``of``."""
     names = tuple(known for known, sampler in SAMPLERS.items() if sampler.of in of)
     if name not in names:
         raise ValueError(f"sampler must be one of {names}, got {name!r}")
@@ -106,7 +167,7 @@ def check_options(name: str, given: Mapping[str, Any]) -> None:
     """
     sampler = find(name)
     for option, value in given.items():
-        if not any(option in other.options for other in SAMPLERS.values()):
+        if not takers(option):
             raise TypeError(f"no sampler takes an option {option!r}")
         if value is not None and option not in sampler.options:
             takes = ", ".join(sampler.options) or "none of its own"
@@ -126,3 +187,35 @@ def own_options(name: str, sigmas: Sequence[float], given: Mapping[str, Any]) ->
         else given[option]
         for option, default in SAMPLERS[name].defaults.items()
     }
+
+
+def takers(option: str) -> tuple[str, ...]:
+    """The samplers that take an option."""
+    return tuple(name for name, sampler in SAMPLERS.items() if option in sampler.options)
+
+
+def sampler_help() -> str:
+    """All samplers by name and title, for a help text."""
+    return "; ".join(f"{name}: {sampler.title}" for name, sampler in SAMPLERS.items()) + "."
+
+
+def option_help(option: str) -> str:
+    """A line on an option, for a help text, with the samplers that take it."""
+    return f"{OPTIONS[option].help}; of {', '.join(takers(option))}."
+
+
+def option_default(option: str) -> str:
+    """The default of an option in words, for a help text: one, or one for each sampler."""
+    defaults = {name: str(SAMPLERS[name].defaults[option]) for name in takers(option)}
+    if len(set(defaults.values())) == 1:
+        return next(iter(defaults.values()))
+    return ", ".join(f"{name}: {default}" for name, default in defaults.items())
+
+
+def markdown_table() -> str:
+    """The samplers as a table for the documents."""
+    rows = [("`sampler=`", "is", "what it does", "own options", "wants"), ("---",) * 5]
+    for name, sampler in SAMPLERS.items():
+        options = ", ".join(f"`{option}`" for option in sampler.defaults) or "none"
+        rows.append((f'`"{name}"`', sampler.title, sampler.summary, options, sampler.wants))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

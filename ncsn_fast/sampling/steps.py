@@ -1,7 +1,7 @@
 """How steps are taken: one by one, or in runs that are replayed from CUDA graphs.
 
-Belongs here: where a chain is (:class:`Now`), captures, replays, and what a failed capture must not leave behind. Does
-not belong here: what a step does (``engine.py``).
+Belongs here: the position of a chain (:class:`Position`), captures, replays, and the clean-up after a failed capture.
+Does not belong here: what a step does (``engine.py``).
 """
 
 from __future__ import annotations
@@ -15,29 +15,33 @@ import torch
 from torch import Tensor
 from tqdm import TMonitor
 
-# Steps in one graph, at most: enough that a replay costs little beside them, few enough to be captured quickly.
+# The most steps in one graph. With ten, the launch of a replay is a small part of the time, and a capture is quick.
 CAPTURED_STEPS = 10
 
 
-class Now(NamedTuple):
+class Position(NamedTuple):
     """Where a chain is: Python numbers, or int64 tensors ``(1,)`` on the device in a captured graph.
 
     Attributes:
-        level: noise level, from 0.
-        step: updates done before, over all levels.
+        level: number of the noise level in the chain's ladder, from 0.
+        step: number of updates made before, over all levels.
     """
 
     level: int | Tensor
     step: int | Tensor
 
     def of(self, table: Tensor) -> Tensor:
-        """The level's entry of a table of all levels, ``(1,)``."""
+        """The level's entry of a table with one entry for each level, ``(1,)``."""
         if isinstance(self.level, Tensor):
             return table.index_select(0, self.level)
         return table[self.level : self.level + 1]
 
+    def next_level(self) -> Position:
+        """The same step at the next level, for a score that is asked there."""
+        return Position(self.level + 1, self.step)
 
-Update = Callable[[Tensor, Now], object]
+
+Update = Callable[[Tensor, Position], object]
 
 
 class Steps:
@@ -45,51 +49,52 @@ class Steps:
 
     at_once = 1
 
-    def __init__(self, take: Callable[[Update, Now], object]) -> None:
+    def __init__(self, take: Callable[[Update, Position], object]) -> None:
         self._take = take
 
-    def now(self, level: int, step: int) -> Now:
-        return Now(level, step)
+    def position(self, level: int, step: int) -> Position:
+        return Position(level, step)
 
     def take(self, updates: tuple[Update, ...], level: int, step: int) -> None:
         for i, update in enumerate(updates):
-            self._take(update, self.now(level, step + i))
+            self._take(update, self.position(level, step + i))
 
 
 class GraphedSteps:
     """Takes runs of steps from CUDA graphs.
 
-    A run that is met for the first time is called as it is, on a side stream, which compiles and loads what it needs;
-    the second time it is captured; from then on it is replayed. Level and step live on the device, where the graph
-    reads and counts them. It reads the weights where they are, so that weights changed in place count. Everything else
-    (shape, dtype, backend, seed) is fixed in it; therefore it lives no longer than one call of a sampler, and the next
-    call captures anew.
+    The first time a run of updates comes, the updates are called one by one on a side stream, which compiles and loads
+    what they need. The second time they are captured, and from then on replayed. Level and step are on the device,
+    where the graph reads them and counts the step. The graph reads the weights from their memory, so weights that are
+    changed in place have their effect. Everything else (shape, dtype, backend, seed) is fixed in it. Therefore a graph
+    is kept for one call of a sampler only, and the next call captures again.
     """
 
     at_once = CAPTURED_STEPS
 
-    def __init__(self, take: Callable[[Update, Now], object], device: torch.device) -> None:
+    def __init__(self, take: Callable[[Update, Position], object], device: torch.device) -> None:
         self._take = take
         self._level_on_host = 0
-        self._now = Now(*(torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)))
+        numbers = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
+        self._position = Position(*numbers)
         self._graphs: dict[tuple[Update, ...], Graph | None] = {}
         self._called: set[Update] = set()
 
-    def now(self, level: int, step: int) -> Now:
-        """The device's own count of steps, which is at ``step`` already, with the level set."""
+    def position(self, level: int, step: int) -> Position:
+        """The position on the device. Its step is counted there and equals ``step`` already; its level is set here."""
         if level != self._level_on_host:
-            self._now.level.fill_(level)
+            self._position.level.fill_(level)
             self._level_on_host = level
-        return self._now
+        return self._position
 
     def take(self, updates: tuple[Update, ...], level: int, step: int) -> None:
-        now = self.now(level, step)
+        position = self.position(level, step)
 
         def steps(around: Callable[[Update], AbstractContextManager] = nullcontext) -> None:
             for update in updates:
                 with around(update):
-                    self._take(update, now)
-                    now.step.add_(1)
+                    self._take(update, position)
+                    position.step.add_(1)
 
         if updates not in self._graphs:
             Graph.warm_up(lambda: steps(self._watched))
@@ -102,7 +107,7 @@ class GraphedSteps:
 
     @contextmanager
     def _watched(self, update: Update) -> Iterator[None]:
-        """A call before any capture: what is called again must not wait, since a capture cannot."""
+        """Around a call before any capture. Only an update's first call may wait for the device: a capture may not."""
         with waiting_is_an_error() if update in self._called else nullcontext():
             yield
         self._called.add(update)
@@ -120,15 +125,16 @@ class Graph:
     def __init__(self, calls: Callable[[], None]) -> None:
         self._graph = torch.cuda.CUDAGraph()
         current, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
-        # A stream of its own: PyTorch's default one is shared by all threads, and lies on the device of its first use.
-        # Thread-local: what other threads do meanwhile, such as pinning memory, must not end the capture.
+        # A new stream: PyTorch's default one for captures is shared by all threads and fixed to its first device.
+        # Thread-local: other threads may pin memory meanwhile, which would end a global capture.
         capture = torch.cuda.graph(
             self._graph,
             pool=pool,
             stream=torch.cuda.Stream(),
             capture_error_mode="thread_local",
         )
-        # What autocast has cast before would be frozen in, and freed with its cache: cast within, once a replay.
+        # The graph must not read weights that autocast has cast and cached before: that cache is freed later. With an
+        # empty cache the casts become part of the graph.
         torch.clear_autocast_cache()
         try:
             with capture:
@@ -146,13 +152,14 @@ class Graph:
 
     @staticmethod
     def warm_up(calls: Callable[[], None]) -> None:
-        """Make the calls, on a side stream, where PyTorch wants what precedes a capture."""
+        """Make the calls on a side stream, as PyTorch asks for the calls before a capture."""
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
         try:
             with torch.cuda.stream(side):
                 calls()
-        finally:  # also after an error: the memory that the calls used is given out again on the current stream
+        finally:
+            # After an error too: memory that the calls used may be allocated again on the current stream.
             current.wait_stream(side)
 
 
@@ -164,14 +171,14 @@ _failed: list[torch.cuda.CUDAGraph] = []
 
 
 def _recover(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
-    """Undo what a capture leaves behind if it fails: its end is then left halfway by PyTorch."""
+    """Clean up after a capture that failed: PyTorch then skips a part of its own clean-up."""
     _failed.append(graph)
     torch.cuda.set_stream(stream)
     # The generator's state still counts as being captured; a copy of it does not.
     generator = torch.cuda.default_generators[stream.device_index]
     generator.graphsafe_set_state(generator.clone_state())
     graph.reset()
-    # Allocations on the stream still go to the graph's pool; an error means that they were ended with the capture.
+    # Allocations on the stream still go to the graph's pool, unless the capture ended that; these calls raise then.
     for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
         with suppress(RuntimeError):
             give_back(stream.device_index, pool)
@@ -179,9 +186,10 @@ def _recover(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], stream: torch.c
 
 @contextmanager
 def waiting_is_an_error() -> Iterator[None]:
-    """Within, a call of PyTorch that waits for the GPU raises, as it would in a capture, which cannot go on after it.
+    """A block in which a call of PyTorch that waits for the GPU raises: in a capture it would, and break the capture.
 
-    PyTorch's switch holds for the whole process: with other threads, which may wait as they like, nothing is watched.
+    PyTorch's switch holds for the whole process. Other threads may wait for the GPU, so where there are any it stays
+    off.
     """
     others = (t for t in threading.enumerate() if t is not threading.current_thread())
     if not torch.cuda.is_initialized() or not all(isinstance(t, TMonitor) for t in others):
@@ -200,7 +208,7 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 def check_graph_device(device: torch.device) -> None:
-    """ValueError where there are no graphs."""
+    """ValueError if the device has no CUDA graphs."""
     if device.type != Graph.device_type:
         raise ValueError(f"cuda_graph takes a CUDA device, the samples are on {device}")
 

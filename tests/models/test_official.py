@@ -150,8 +150,7 @@ def test_published_sizes(name, backend):
     x = full_size(model, ast.literal_eval(metadata["input_shape"]))
     with ops.use_backend(backend):
         error = worst_sample(model.eval()(x, oracle["labels"]), oracle["output"])
-    # Winograd's rounding, through up to 110 convolutions, is twice that of direct ones.
-    assert error < (PER_SAMPLE if backend == "reference" else 2 * PER_SAMPLE)
+    assert error < PER_SAMPLE
 
 
 @pytest.mark.parametrize("particles", [1, 2])

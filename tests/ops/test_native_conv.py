@@ -146,6 +146,14 @@ def test_convolution_alone(layout, record_backends):
     assert relative_error(y, expected) <= WINOGRAD.forward
 
 
+def test_the_rounding_of_many_channels():
+    """Of numbers without a pattern, whose products cancel; other interpolation points would double it."""
+    x, _, _, weight, *_ = inputs((1, 256, 12, 12), 32)
+    y = ops.conv3x3(x, weight, None, conv_algo="winograd")
+    wide = reference.conv3x3(x.double(), weight.double(), None)
+    assert relative_error(y, wide) <= WINOGRAD.forward
+
+
 def test_statistics_of_large_means_and_outliers():
     x, labels, norm_weight, weight, bias, residual, _ = inputs((2, 6, 40, 41), 4)
     x[:, 1] += 1e4
@@ -433,7 +441,7 @@ def test_gradients_without_a_bias(kind):
         second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
         results.append((*first, *second))
     for got, expected in zip(*results, strict=True):
-        assert relative_error(got, expected) < 1e-4
+        assert relative_error(got, expected) <= WINOGRAD.gradient
 
 
 def test_forward_mode_raises():

@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ncsn_fast import NCSN, use_backend
 from ncsn_fast.sampling import ScoreError, annealed_langevin, engine, initial_state, steps
+from ncsn_fast.sampling.ode import probability_flow
 from ncsn_fast.sampling.samplers import SAMPLERS as RECORDS
+from ncsn_fast.schedules import make_sigmas
 
 # The functions, of the samplers on a ladder.
 SAMPLERS = {name: known.function for name, known in RECORDS.items() if known.of == "level"}
@@ -198,6 +200,46 @@ def test_graphs_give_the_same_bits(fake_graph, sampler, n_steps_each, every):
     for a, b in zip(*((expected, got) if every else ((expected,), (got,))), strict=True):
         assert torch.equal(a, b)
     assert FakeGraph.captured > 0 or (n_steps_each == 1 and sampler != "ald")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_graphs_of_the_ode_give_the_same_bits(fake_graph, dtype):
+    """Two evaluations a step, the second at another state and level, asked by sigma."""
+    sigmas, asked = make_sigmas(2.0, 0.1, 9).tolist(), []
+
+    def score(x, sigma):
+        asked.append(sigma)
+        return -x / (torch.as_tensor(sigma, dtype=x.dtype) ** 2 + 1)
+
+    init = initial_state((3, 2, 4, 4), "normal", seed=3).to(dtype)
+    options = {"known": torch.ones(()), "mask": torch.eye(4).bool(), "denoise": True, "seed": 1}
+    expected = probability_flow(score, init, sigmas, **options)
+    floats = list(asked)
+    asked.clear()
+    assert torch.equal(probability_flow(score, init, sigmas, cuda_graph=True, **options), expected)
+    assert FakeGraph.captured == 1
+    assert all(sigma.shape == (1,) and sigma.dtype == dtype for sigma in asked)
+    assert floats == [sigmas[i // 2 + i % 2] for i in range(16)] + [sigmas[-1]]
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_part_of_a_ladder(fake_graph, cuda_graph):
+    """A network of five levels, asked at three of them, by their own numbers."""
+    whole = [2.0, 1.6, 1.2, 1.0, 0.8]
+
+    def score(x, level):
+        asked.append(int(level))
+        return -x / (torch.tensor(whole)[level] ** 2 + 1)
+
+    asked = []
+    x = run("pc", score, conditions=[0, 2, 4], cuda_graph=cuda_graph)
+    assert torch.equal(x, run("pc"))
+    assert asked == [0] * 5 + [2] * 5 + [4] * 5
+    with pytest.raises(ValueError, match="one condition for each of the 3 levels, got 2"):
+        run("pc", score, conditions=[0, 2])
 
 
 def test_few_captures(fake_graph):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from ncsn_fast import NCSN, ops
+from ncsn_fast import NCSN, ScoreMLP, ops
 from ncsn_fast.sampling import (
     ScoreError,
     annealed_langevin,
@@ -212,6 +213,78 @@ def test_heun_is_of_second_order():
     assert (init == torch.tensor([[3.0, -40.0]])).all()
 
 
+def heun_loop(score, init, sigmas, denoise):
+    """The same arithmetic in a plain loop, in the dtype of the start."""
+    x = init.clone()
+    for sigma, target in itertools.pairwise(sigmas):
+        slope = -sigma * score(x, sigma)
+        euler = x + (target - sigma) * slope
+        x = x + (target - sigma) / 2 * (slope - target * score(euler, target))
+    return x + sigmas[-1] ** 2 * score(x, sigmas[-1]) if denoise else x
+
+
+@pytest.mark.parametrize("denoise", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ode_against_a_plain_loop(dtype, denoise):
+    init, sigmas = start(7, 30.0).to(dtype), make_sigmas(30.0, 0.1, 12).tolist()
+    x = probability_flow(mixture, init, sigmas, denoise=denoise)
+    assert x.dtype == dtype
+    assert torch.equal(x, heun_loop(mixture, init, sigmas, denoise))
+
+
+def test_the_ode_can_be_watched():
+    """Callback, kept states, the known region and the place of a fault, as for the samplers on a ladder."""
+    init, sigmas, seen = start(4, 5.0), make_sigmas(5.0, 0.2, 6).tolist(), []
+    x, kept = probability_flow(
+        mixture,
+        init,
+        sigmas,
+        callback=lambda level, x: seen.append((level, x)),
+        return_intermediates=2,
+    )
+    assert torch.equal(x, probability_flow(mixture, init, sigmas))
+    assert [level for level, _ in seen] == list(range(6))
+    assert torch.equal(kept, torch.stack([seen[1][1], seen[3][1]]))
+    assert torch.equal(seen[5][1], x)
+    assert torch.equal(seen[0][1], heun_loop(mixture, init, sigmas[:2], False))
+
+    asked = []
+
+    def score(x, sigma):
+        asked.append((sigma, x.clone()))
+        return mixture(x, sigma)
+
+    mask = torch.tensor([True, False])
+    x = probability_flow(score, init, sigmas, known=torch.ones(2), mask=mask, seed=SEED)
+    assert (x[:, 0] == 1).all()
+    assert [sigma for sigma, _ in asked] == [s for pair in itertools.pairwise(sigmas) for s in pair]
+    for evaluation, (sigma, state) in enumerate(asked):
+        step = KNOWN_NOISE_STEPS + evaluation // 2  # both evaluations of a step see one noise
+        z = ops.philox_normal(x.shape, seed=SEED, step=step, stream=1)
+        torch.testing.assert_close(state[:, 0], (1 + sigma * z)[:, 0])
+
+    def broken(x, sigma):
+        return mixture(x, sigma) * (math.nan if sigma == sigmas[3] else 1)
+
+    with pytest.raises(ScoreError, match="at level 2 .*step 2 in all"):  # its second evaluation
+        probability_flow(broken, init, sigmas)
+
+
+def test_the_ode_of_a_network_can_be_watched():
+    torch.manual_seed(0)
+    model, seen = ScoreMLP(2, (8,), sigmas=SIGMAS), []
+    torch.nn.init.normal_(model.last.weight)
+    x = model.sample(
+        3, sampler="ode", n_steps_each=4, seed=0, callback=lambda *what: seen.append(what)
+    )
+    assert [level for level, _ in seen] == [0, 1, 2]  # of the ladder, not of the finer grid
+    assert torch.equal(seen[-1][1], x)
+    with torch.no_grad():
+        fine = [2.0 * 0.6 ** (i / 4) for i in range(4)]
+        first = heun_loop(model, 2 * initial_state((3, 2), "normal", seed=0), [*fine, 1.2], False)
+    torch.testing.assert_close(seen[0][1], first)
+
+
 def test_log_likelihood():
     sigmas = make_sigmas(500.0, 0.1, 400).tolist()
     # Isotropic: the signs give the trace itself, nothing is left to chance.
@@ -275,7 +348,7 @@ def test_inpainting_a_gaussian_gives_the_conditional(sampler):
     assert (unconditional.diagonal() > 1.3 * expected.diagonal()).any()
 
 
-def test_the_score_sees_the_known_region_at_the_level_of_now():
+def test_the_score_sees_the_known_region_with_the_noise_of_the_level():
     known, mask = torch.full((1, 2, 1), 5.0), torch.zeros(2, 4, dtype=torch.bool)
     mask[0, 1] = mask[1, 3] = True
     init, seen = initial_state((3, 2, 4), seed=0), []
@@ -387,7 +460,7 @@ def test_mistakes_of_one_sampler():
     model = NCSN(in_channels=1, nf=4, num_classes=3, sigmas=SIGMAS)
     with pytest.raises(ValueError, match="sampler must be one of"):
         model.sample(1, 4, sampler="ddim")
-    with pytest.raises(ScoreError, match="NaN or infinity"):
+    with pytest.raises(ScoreError, match=r"NaN or infinite, first at level 0 \(sigma 2\)"):
         probability_flow(lambda x, sigma: x * math.nan, start(3, 2.0), SIGMAS)
     with pytest.raises(ValueError, match="strictly descending"):
         log_likelihood(gaussian, start(3, 2.0), SIGMAS[::-1])

@@ -41,7 +41,7 @@ def elu_conv3x3(
         backend: ``"native"``, ``"reference"``, ``"auto"``; None for the policy.
 
     Returns:
-        ``(N, O, H, W)``. Differentiable to any order. Winograd's relative error is about 1e-6, four times that of a
+        ``(N, O, H, W)``. Differentiable to any order. Winograd's relative error is about 1e-6, twice that of a
         direct convolution. Inf in ``x`` may become NaN; what is not finite stays in its sample.
 
     Raises:
