@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..models.convert import load_official, save_official
-from ..models.official import NCSNv2, OfficialNCSN
+from ..models.official import NCSNv2, OfficialNCSN, check_size
 from ..models.official_config import (
     DATASETS,
     OfficialNetwork,
@@ -107,8 +107,11 @@ def _to_folder(
             f"{source} holds no noise levels, as all checkpoints of 2019: give --config, or --sigma-begin 1 "
             "--sigma-end 0.01 for a published one"
         )
-    size = (image_size, image_size) if image_size is not None else None
-    if size is None and settings is not None:
+    size = None
+    if image_size is not None:
+        size = (image_size, image_size)
+        check_size(type(model), image_size, image_size)
+    elif settings is not None:
         size = image_size_of(settings)
     save_model(model, out, size)
     save_sampling(out, _sampling(model, settings))
