@@ -2,7 +2,7 @@
 #   make demo       train an NCSN on handwritten digits and draw new ones, into ncsn_demo/
 #   make test       all tests
 #   make lint       ruff
-#   make bench      the benchmarks, a few telling cases; ncsn-fast bench without --quick runs them all
+#   make bench      the benchmarks, a few representative cases; ncsn-fast bench without --quick runs them all
 #   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
 #   make sanitize   the tests of the C++ kernels in a build that checks memory and undefined behaviour (gcc, Linux)
 #   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks;

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ncsn_fast import NCSN, info, ops
+from ncsn_fast import info, ops
+from ncsn_fast.models.ncsn import NCSN
 from ncsn_fast.ops import dispatch
 
 from .measure import Clock
@@ -153,9 +154,8 @@ def _findings(case: Case, clock: Clock) -> Iterator[tuple[str, _Finding]]:
                 continue
             error = worst_error(prepared.outputs(), expected)
             seconds = _median(clock, prepared)
-        except (
-            WrongMode
-        ) as error:  # another backend answered: right where it must not serve the dtype
+        except WrongMode as error:
+            # Another backend answered: right where this one must not serve the dtype.
             served = case.dtype == torch.float32
             yield peer.name, _Finding(*_label(case, peer), None, not served, note=str(error))
             continue

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from .suite import Case, Settings
 
 INSTALL = 'pip install "ncsn_fast[bench]"'
-LIMIT_DRIFT = (
-    0.2  # between the start and the end of a run, from which the machine's speed is not one speed
-)
+# A limit that moved by more between the start and the end of a run: the machine changed its speed.
+LIMIT_DRIFT = 0.2
 WIDTH = 120  # of tables that go to a file or a pipe
 HOW_TO_READ = """\
 time      median of interleaved rounds, ± half the distance between the quartiles
@@ -50,7 +49,7 @@ def bench_command(
     batch: Annotated[
         str | None, typer.Option(help="Batch sizes, such as 1,16.", show_default="the case's own")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few telling shapes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few representative shapes.")] = False,
     compiled: Annotated[
         bool, typer.Option("--compiled/--no-compiled", help="With the peers under torch.compile.")
     ] = True,
@@ -253,7 +252,7 @@ def _case_table(case: Case, results: list[Result]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from .contests import digits, duration
+    from .comparisons import digits, duration
     from .results import OK
 
     table = Table(
@@ -323,7 +322,7 @@ def _print_changes(console: Any, changes: list[Change]) -> None:
 
     from rich.table import Table
 
-    from .contests import duration
+    from .comparisons import duration
 
     table = Table(box=None)
     for name in ("case", "peer", "layout"):

@@ -11,7 +11,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="auto", help="cpu, cuda or auto")
     group.addoption("--dtype", action="append", help="float32, bfloat16 or float16")
     group.addoption("--batch", help="batch sizes, such as 1,16")
-    group.addoption("--quick", action="store_true", help="a few telling shapes")
+    group.addoption("--quick", action="store_true", help="a few representative shapes")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:

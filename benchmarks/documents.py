@@ -1,12 +1,15 @@
 """Documents whose figures come from results: marked blocks and the pictures beside them, filled and checked.
 
 A block stands in a document between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, each on a line of its own. A
-figure is a picture named ``KIND-FILE.png``: ``speedup-cpu.png`` is drawn from ``cpu.json``.
+figure is a picture named ``KIND-FILE.png``: ``speedup-cpu.png`` is plotted from ``cpu.json``. The raw tables of
+``cpu.json`` stand beside it in ``cpu.md``; the blocks show a few cases and link to them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,28 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ncsn_fast.files import write_atomically
+
 from . import figures as plots
-from .contests import COMPILE, EAGER, NETWORK, SAMPLE, contests_of, device_title, telling
-from .report import (
-    GROWTH,
-    case_table,
-    drawable,
-    growth_tables,
-    load_runs,
-    plain,
-    speedup_cell,
-    summary_table,
-    table,
-    time_cell,
-)
+from .comparisons import NETWORK, SAMPLE, Comparison, device_title, representative
+from .report import load_runs, pictures_of, plain, render, short_table, summary_table, table
 from .results import Result, Run
 
 # --- blocks ---------------------------------------------------------------------------------------
-
-SHORT_LEGEND = (
-    "(Medians ± half the distance between the quartiles, all peers in turns; `~`: noisy; *vs*: how many times as fast "
-    "as the fastest eager or compiled peer, **bold** if slower; *limit*: a large copy or matrix product in the run.)"
-)
 
 
 @dataclass(frozen=True)
@@ -46,11 +35,13 @@ class Sources:
         runs: benchmark results by the names of their files, CPUs first.
         demo: the numbers of the digits demo.
         points: those of the demos on points in the plane, by the names of their files.
+        pages: where the raw tables of each of ``runs`` are.
     """
 
     runs: dict[str, Run] = field(default_factory=dict)
     demo: dict[str, Any] | None = None
     points: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, files: Iterable[Path]) -> Sources:
@@ -73,7 +64,17 @@ class Sources:
                 demo = held
             elif isinstance(held, dict) and "relative_error_by_level" in held:
                 points[path.stem] = held
-        return cls(load_runs(results), demo, points)
+        pages = {path.stem: path.with_suffix(".md").as_posix() for path in results}
+        return cls(load_runs(results), demo, points, pages)
+
+    def seen_from(self, folder: Path) -> Sources:
+        """The same, with the paths of the pages relative to a folder."""
+        pages = {n: Path(os.path.relpath(p, folder)).as_posix() for n, p in self.pages.items()}
+        return dataclasses.replace(self, pages=pages)
+
+    def link(self, name: str) -> str:
+        """A link to the raw tables of a run."""
+        return f"[{name}]({self.pages[name]})"
 
 
 def demo(sources: Sources) -> str:
@@ -126,92 +127,83 @@ def points(sources: Sources) -> str:
     return "\n\n".join(parts) or "Not measured yet."
 
 
-def langevin(sources: Sources) -> str:
-    """The Langevin step on a CPU: eager's time, and how many times as fast the others are."""
-    parts = []
+@dataclass(frozen=True)
+class _Device:
+    """What was measured on a device: representative cases, and the files that hold them."""
+
+    title: str
+    files: dict[str, Run]
+    cases: list[Comparison]
+
+    @property
+    def facts(self) -> str:
+        rows = [run.results[0] for run in self.files.values()]
+        versions, dates = sorted({r.torch for r in rows}), sorted({r.date for r in rows})
+        return f"{self.title}, torch {', '.join(versions)}, {', '.join(dates)}"
+
+
+def _devices(sources: Sources, wanted: Callable[[Result], bool]) -> list[_Device]:
+    """Each device with the cases that are wanted, in the order of SUITES."""
+    files: dict[str, dict[str, Run]] = {}
     for name, run in sources.runs.items():
-        found = contests_of(r for r in run.results if r.group == "langevin_step_")
-        if found and found[0].case.device == "cpu":
-            rows = []
-            for contest in found:
-                eager, others = contest.best(EAGER), (COMPILE, "native")
-                gains = [speedup_cell(contest.best(other), eager) for other in others]
-                rows.append(
-                    [contest.case.shape, time_cell(contest.of(EAGER), layout=False), *gains]
-                )
-            header = "state", "eager", "torch.compile", "native"
-            parts += [table(header, rows), f"({_source(name, run)}, {found[0].case.dtype})"]
-    return "\n\n".join(parts) or "Not measured yet on a CPU."
+        if run.results:
+            files.setdefault(plain(device_title(run)), {})[name] = run
+    devices = []
+    for title, runs in files.items():
+        cases = representative(r for run in runs.values() for r in run.results if wanted(r))
+        cases.sort(key=lambda comparison: SUITES.index(comparison.case.suite))
+        used = {n: run for n, run in runs.items() if any(wanted(r) for r in run.results)}
+        devices.append(_Device(title, used, cases))
+    return devices
+
+
+SUITES = ("model", "train", "sample", "ops")
+NOT_MEASURED = "Not measured yet on any device."
 
 
 def summary(sources: Sources) -> str:
-    """Our speed-ups on every device, at the smallest and the largest batch of each work."""
-    return _each_run(sources, _summary_of, SUMMARY_LEGEND)
+    """One table of our speed-ups on every device, at the smallest and the largest batch of each work."""
+    groups, files = {}, []
+    for device in _devices(sources, lambda r: r.suite != "model" or r.group == NETWORK):
+        files += device.files
+        for dtype in dict.fromkeys(comparison.case.dtype for comparison in device.cases):
+            cases = [comparison for comparison in device.cases if comparison.case.dtype == dtype]
+            groups[f"{device.title}, {dtype}"] = cases
+    if not groups:
+        return NOT_MEASURED
+    links = ", ".join(sources.link(name) for name in files)
+    return f"{summary_table(groups)}\n\n{SUMMARY_LEGEND}\nAll cases: {links}."
 
 
-SUMMARY_LEGEND = (
-    "(Times as fast as the fastest eager layout, and as the fastest layout and mode of `torch.compile`; 32x32, 128 "
-    "channels. **Bold**: slower; `~`: noisy.)"
-)
+SUMMARY_LEGEND = """\
+Images of 32x32, operators of 128 channels. Of eager PyTorch the faster memory layout counts, of `torch.compile` the
+fastest layout and mode. **Bold**: ours is slower; `~`: a noisy figure."""
 
 
-def _summary_of(run: Run) -> list[str]:
-    found = telling(run.results)
-    dtypes = dict.fromkeys(contest.case.dtype for contest in found)
-    parts = []
-    for dtype in dtypes:
-        parts += [f"{dtype}:"] if len(dtypes) > 1 else []
-        parts += [summary_table([contest for contest in found if contest.case.dtype == dtype])]
-    return parts
+def _cases(wanted: Callable[[Result], bool]) -> Block:
+    """A block with a table for each device: the cases that are wanted."""
 
+    def block(sources: Sources) -> str:
+        parts = []
+        for device in _devices(sources, wanted):
+            if device.cases:
+                links = ", ".join(sources.link(name) for name in device.files)
+                parts += [short_table(device.cases), f"({device.facts}; all cases: {links})"]
+            else:
+                parts += [f"Not measured yet on {device.title}."]
+        return "\n\n".join(parts) or NOT_MEASURED
 
-def _cases(wanted: Callable[[Result], bool], *, by_layout: bool = False) -> Block:
-    """A block with the table of the cases that are wanted."""
-
-    def tables(run: Run) -> list[str]:
-        found = contests_of(result for result in run.results if wanted(result))
-        return [case_table(found, by_layout=by_layout)] if found else []
-
-    return lambda sources: _each_run(sources, tables, SHORT_LEGEND)
-
-
-def _each_run(sources: Sources, tables: Callable[[Run], list[str]], legend: str) -> str:
-    """What there is for each file under its name; a line for each device that no file has it for."""
-    parts, devices, measured = [], {}, set()
-    for name, run in sources.runs.items():
-        device = plain(device_title(run)) if run.results else f"`{name}`"
-        devices[device] = None
-        found = tables(run)
-        if found:
-            measured.add(device)
-            parts += [f"**{_source(name, run)}**", *found]
-    parts += [legend] if parts else []
-    parts += [f"Not measured yet on {device}." for device in devices if device not in measured]
-    return "\n\n".join(parts) or "Not measured yet on any device."
-
-
-def _source(name: str, run: Run) -> str:
-    file = f"`benchmarks/results/{name}.json`"
-    if not run.results:
-        return file
-    row = run.results[0]
-    return f"{plain(device_title(run))}, torch {row.torch}, commit {row.commit}, {row.date}, {file}"
+    return block
 
 
 Block = Callable[[Sources], str]
 BLOCKS: dict[str, Block] = {
     "demo": demo,
     "points": points,
-    "langevin": langevin,
     "summary": summary,
-    "norm": _cases(lambda r: r.group == "cond_instance_norm_elu", by_layout=True),
-    "pool": _cases(lambda r: r.group == "max_pool5", by_layout=True),
-    "conv": _cases(lambda r: r.group == "norm_elu_conv3x3", by_layout=True),
-    "layers": _cases(lambda r: r.suite == "model" and r.group != NETWORK),
-    "forward": _cases(lambda r: r.group == NETWORK),
-    "training": _cases(lambda r: r.suite == "train"),
+    "operators": _cases(lambda r: r.suite == "ops"),
+    "network": _cases(lambda r: r.suite in ("model", "train")),
     "sampling": _cases(lambda r: r.suite == SAMPLE),
-    "scaling": lambda sources: _each_run(sources, growth_tables, f"({GROWTH})"),
 }
 
 
@@ -241,50 +233,58 @@ def fill(text: str, sources: Sources) -> str:
 def update(
     documents: Iterable[Path], files: Iterable[Path], images: Path, check: bool
 ) -> list[Path]:
-    """Fills the blocks of documents and draws the figures that they show, where these are not up to date.
+    """Writes blocks of documents, the pictures that they show and the raw tables, where these are not up to date.
 
-    A figure is up to date if the hash that it carries is that of the data: how it looks depends on matplotlib. To have
-    one drawn anew, delete it.
+    A picture is up to date if the hash that it carries is that of the data: how it looks depends on matplotlib. To have
+    one made anew, delete it.
 
     Args:
         documents: Markdown files.
-        files: of results; see :meth:`Sources.load`.
-        images: the folder of the figures.
+        files: of results; see :meth:`Sources.load`. The raw tables of ``NAME.json`` are ``NAME.md`` beside it.
+        images: the folder of the pictures.
         check: write nothing.
 
     Returns:
-        The documents and figures that were out of date.
+        The documents, pictures and tables that were out of date.
 
     Raises:
-        ValueError: see :func:`fill`; or a document shows a figure that the results cannot give.
+        ValueError: see :func:`fill`; or a document shows a picture that the results cannot give.
     """
     sources = Sources.load(files)
-    pictures = drawable(sources.runs)
+    pictures = pictures_of(sources.runs)
+    texts: dict[Path, str] = {}
     stale: dict[Path, None] = {}
     for document in documents:
-        text = document.read_text(encoding="utf-8")
-        filled = fill(text, sources)
-        if filled != text:
+        before = document.read_text(encoding="utf-8")
+        texts[document] = fill(before, sources.seen_from(document.parent))
+        if texts[document] != before:
             stale[document] = None
-            if not check:
-                document.write_text(filled, encoding="utf-8")
-        for picture in _figures_shown(document, filled, images):
+        for picture in _figures_shown(document, texts[document], images):
             if picture.name not in pictures:
                 names = ", ".join(pictures) or "none"
                 raise ValueError(
                     f"{document} shows {picture.name}, which no results give; there are: {names}"
                 )
             kind, name = pictures[picture.name]
-            if plots.drawn_from(picture) != plots.fingerprint(kind, sources.runs[name]):
+            if plots.fingerprint_in(picture) != plots.fingerprint(kind, sources.runs[name]):
                 stale[picture] = None
-                if not check:
-                    images.mkdir(parents=True, exist_ok=True)
-                    plots.draw(kind, sources.runs[name], picture)
+    for name, run in sources.runs.items():
+        page = Path(sources.pages[name])
+        texts[page] = render({name: run}, {})
+        if not page.is_file() or page.read_text(encoding="utf-8") != texts[page]:
+            stale[page] = None
+    for path in stale if not check else ():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path in texts:
+            write_atomically(path, texts[path].encode())
+        else:
+            kind, name = pictures[path.name]
+            plots.plot(kind, sources.runs[name], path)
     return list(stale)
 
 
 def _figures_shown(document: Path, text: str, images: Path) -> list[Path]:
-    """The pictures in a document that are ours to draw, by folder and name."""
+    """The pictures in a document that are ours to make, by folder and name."""
     links = (link for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text) if "://" not in link)
     return [
         images / Path(link).name

@@ -1,7 +1,8 @@
-"""Plots from results, each drawn from plain data that is picked first.
+"""Plots of results, each made from plain data that is picked first.
 
 Belongs here: how plots look, and the hash by which a picture knows its data. Does not belong here: what a case or a
-series is (``contests.py``), Markdown. matplotlib comes with an extra and is imported where used.
+series is (``comparisons.py``), Markdown. Colours, new figures and files are the package's
+(``ncsn_fast/plots/style.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .contests import (
+from ncsn_fast.plots import style
+
+from .comparisons import (
     AXES,
     COMPILE,
     EAGER,
@@ -26,31 +29,29 @@ from .contests import (
     is_usual,
     per_image,
     rate,
+    representative,
     series,
     speedup,
-    telling,
     two_digits,
 )
 from .results import NOISY, Result, Run
 
-# A colour and a marker for each family of peers, the same in all figures. The colours are Okabe and Ito's, which
-# colour-blind readers can tell apart; grey is what all are compared with.
+# A colour and a marker for each family of peers, the same in all figures; grey is what all are compared with.
 STYLES = {
-    EAGER: ("#707070", "o"),
-    COMPILE: ("#E69F00", "s"),
-    "native": ("#0072B2", "D"),
-    "triton": ("#009E73", "^"),
-    "ncsn_fast": ("#D55E00", "v"),
-    "ncsn_fast + compile": ("#CC79A7", "P"),
-    REFERENCE: ("#56B4E9", "X"),
+    EAGER: (style.GREY, "o"),
+    COMPILE: (style.ORANGE, "s"),
+    "native": (style.BLUE, "D"),
+    "triton": (style.GREEN, "^"),
+    "ncsn_fast": (style.VERMILION, "v"),
+    "ncsn_fast + compile": (style.PURPLE, "P"),
+    REFERENCE: (style.SKY, "X"),
 }
 OTHER = ("black", ".")  # a peer of no family
 HASH_KEY = "ncsn_fast data"  # in the PNG's metadata
-INSTALL = 'pip install "ncsn_fast[bench]"'
 
 # --- what each figure shows -----------------------------------------------------------------------
 
-# Plain, and all that is drawn: its hash tells whether a picture is out of date.
+# Plain, and all that is plotted: its hash tells whether a picture is out of date.
 Data = dict[str, Any]
 Cell = tuple[Result, str, float, bool]
 
@@ -58,9 +59,9 @@ Cell = tuple[Result, str, float, bool]
 def speedup_data(run: Run) -> Data:
     """How many times as fast as eager the fastest of ours and the fastest compiled peer are, by case."""
     cells = []
-    for contest in telling(run.results):
-        eager = contest.best(EAGER)
-        for result in (contest.ours(), contest.best(COMPILE)):
+    for comparison in representative(run.results):
+        eager = comparison.best(EAGER)
+        for result in (comparison.ours(), comparison.best(COMPILE)):
             if (gain := speedup(result, eager)) is not None:
                 cells.append((result, result.group, *gain))
     return _rows(run, cells)
@@ -69,9 +70,9 @@ def speedup_data(run: Run) -> Data:
 def roofline_data(run: Run) -> Data:
     """The share of the machine's limit that each family reaches, by case."""
     cells = []
-    for contest in telling(run.results):
-        for name in (EAGER, COMPILE, *contest.our_families):
-            result = contest.best(name)
+    for comparison in representative(run.results):
+        for name in (EAGER, COMPILE, *comparison.our_families):
+            result = comparison.best(name)
             if result is not None and result.limit_share is not None:
                 limit = "copy" if result.gflop_per_s is None else "matrix product"
                 head = f"{result.group}, of the {limit}"
@@ -108,7 +109,7 @@ def sampling_data(run: Run) -> Data:
     """Time of a whole sampling loop against the batch."""
     found = [s for s in series(run.results, "batch") if s.case.suite == SAMPLE and s.families]
     panels = [_panel(s, "time of the loop", 1, lambda r: r.median_us) for s in found[:3]]
-    return _panels(run, "Sampling, straightforward loop and ours", panels)
+    return _panels(run, "Sampling: a loop in plain PyTorch, and ours", panels)
 
 
 def _panels(run: Run, title: str, panels: list[Data]) -> Data:
@@ -123,7 +124,7 @@ def _panel(one: Series, what: str, power: int, time: Callable[[Result], float]) 
     return {"axis": one.axis, "title": one.title, "what": what, "power": power, "lines": lines}
 
 
-# --- drawing --------------------------------------------------------------------------------------
+# --- plotting -------------------------------------------------------------------------------------
 
 WIDTH, DPI = 9.0, 150  # inches, and dots an inch: more than GitHub shows, so that text stays sharp
 ROW = 0.27  # inches for a row of bars or dots
@@ -131,15 +132,7 @@ FONT = 9.5
 
 
 def _figure(height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"plots take matplotlib: {INSTALL}") from error
-    # Figure and canvas themselves: pyplot would keep state and might look for a display.
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return style.new_figure((WIDTH, height), DPI, extra="bench")
 
 
 def _heading(
@@ -171,7 +164,7 @@ def _heading(
     legend.get_title().set_multialignment("center")
 
 
-def _by_case(data: Data, title: str, draw: Callable[[Any, float, Data], None]) -> Any:
+def _by_case(data: Data, title: str, plot_row: Callable[[Any, float, Data], None]) -> Any:
     """Rows of cases under headings, a column of axes for each dtype."""
     ticks: list[tuple[str, Data | None]] = []
     for head, rows in data["rows"].items():
@@ -190,7 +183,7 @@ def _by_case(data: Data, title: str, draw: Callable[[Any, float, Data], None]) -
         axes.axvline(1, color="black", linewidth=1)
         for y, (_, row) in enumerate(ticks):
             if row is not None:
-                draw(axes, y, row.get(dtype, {}))
+                plot_row(axes, y, row.get(dtype, {}))
     for label, (_, row) in zip(columns[0].get_yticklabels(), ticks, strict=True):
         label.set_fontweight("bold" if row is None else "normal")
     cells = [cell for rows in data["rows"].values() for r in rows.values() for cell in r.values()]
@@ -205,7 +198,7 @@ def _numbers(data: Data) -> list[float]:
     return [number for row in rows for cell in row.values() for number, _ in cell.values()]
 
 
-def draw_speedup(data: Data) -> Any:
+def plot_speedup(data: Data) -> Any:
     """Bars from 1x: to the right what is faster than eager, to the left what is slower."""
 
     def bars(axes: Any, y: float, cell: Data) -> None:
@@ -229,7 +222,7 @@ def draw_speedup(data: Data) -> Any:
     return figure
 
 
-def draw_roofline(data: Data) -> Any:
+def plot_roofline(data: Data) -> Any:
     """Dots on the share of the limit; at 100% the device does what a large copy or matrix product does."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -259,7 +252,7 @@ def draw_roofline(data: Data) -> Any:
     return figure
 
 
-def draw_lines(data: Data) -> Any:
+def plot_lines(data: Data) -> Any:
     """A panel for each series: time against what grows, both logarithmic."""
     figure = _figure(4.3)
     columns = figure.subplots(1, len(data["panels"]), squeeze=False)[0]
@@ -308,18 +301,18 @@ def _time_axes(axes: Any, values: list[int]) -> None:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure by what it shows (nothing: a run has no such case) and how that is drawn."""
+    """A figure by what it shows (nothing: a run has no such case) and how that is plotted."""
 
     title: str
     data: Callable[[Run], Data]
-    draw: Callable[[Data], Any]
+    plot: Callable[[Data], Any]
 
 
 FIGURES = {
-    "speedup": Figure("Speed-up over eager PyTorch", speedup_data, draw_speedup),
-    "roofline": Figure("Share of the machine's limit", roofline_data, draw_roofline),
-    "scaling": Figure("Growth with batch, resolution and width", scaling_data, draw_lines),
-    "sampling": Figure("Sampling against the batch", sampling_data, draw_lines),
+    "speedup": Figure("Speed-up over eager PyTorch", speedup_data, plot_speedup),
+    "roofline": Figure("Share of the machine's limit", roofline_data, plot_roofline),
+    "scaling": Figure("Growth with batch, resolution and width", scaling_data, plot_lines),
+    "sampling": Figure("Sampling against the batch", sampling_data, plot_lines),
 }
 
 
@@ -330,12 +323,12 @@ def fingerprint(name: str, run: Run) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest() if data else None
 
 
-def draw(name: str, run: Run, path: Path) -> Path:
+def plot(name: str, run: Run, path: Path) -> Path:
     """Writes a figure as a PNG that carries the hash of its data.
 
     Args:
         name: of FIGURES.
-        run: what to draw from.
+        run: whose results.
         path: the file.
 
     Raises:
@@ -345,17 +338,13 @@ def draw(name: str, run: Run, path: Path) -> Path:
     data = FIGURES[name].data(run)
     if not data:
         raise ValueError(f"these results hold nothing for the figure {name!r}")
-    figure = FIGURES[name].draw(data)
-    figure.savefig(
-        path,
-        format="png",
-        metadata={HASH_KEY: fingerprint(name, run)},
-        pil_kwargs={"optimize": True},
-    )
+    figure = FIGURES[name].plot(data)
+    metadata = {HASH_KEY: fingerprint(name, run)}
+    style.write(figure, path, metadata=metadata, pil_kwargs={"optimize": True})
     return path
 
 
-def drawn_from(path: Path) -> str | None:
+def fingerprint_in(path: Path) -> str | None:
     """The hash in a PNG's metadata; None if there is none, or no file."""
     from PIL import Image  # comes with matplotlib
 

@@ -42,7 +42,7 @@ GRACE_SECONDS = 10  # at its limit a part is interrupted; it is killed so much l
 LAST_CASE_SECONDS = 20  # before its limit a benchmark begins no more cases
 
 CUDA_TESTS = [f"tests/gpu/test_cuda_{part}.py" for part in ("operators", "network", "sampling")]
-TELLING, MATRIX = "cuda and not matrix", "cuda and matrix"
+REPRESENTATIVE, MATRIX = "cuda and not matrix", "cuda and matrix"
 # Every kernel once, at sizes that a sanitizer is through with in seconds.
 SANITIZED = {
     "tests/gpu/test_cuda_operators.py": (
@@ -223,7 +223,7 @@ class Check:
         if name in ("memcheck", "racecheck"):
             return self._sanitize(name, end, outcome)
         tests = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", *CUDA_TESTS]
-        tests += ["-m", TELLING if name == "tests" else MATRIX]
+        tests += ["-m", REPRESENTATIVE if name == "tests" else MATRIX]
         tests += [f"--junitxml={self.work / f'{name}.xml'}", *in_parallel()]
         # One thread each: eight processes share the cores.
         status = self.command(name, tests, end, OMP_NUM_THREADS="2")
@@ -256,7 +256,17 @@ class Check:
         backend = "native" if self.native else "triton"
         tests = [f"{file}::{test}" for file, names in SANITIZED.items() for test in names]
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m"]
-        command += ["pytest", "-v", "-p", "no:cacheprovider", "-m", TELLING, "-k", backend, *tests]
+        command += [
+            "pytest",
+            "-v",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            REPRESENTATIVE,
+            "-k",
+            backend,
+            *tests,
+        ]
         # An allocation of its own for each tensor: PyTorch's cache would hide an access beyond one.
         status = self.command(tool, command, end, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         outcome.note = gpu_report.counts_of(self.work / f"{tool}.log")

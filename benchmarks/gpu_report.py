@@ -72,9 +72,8 @@ def copy(found: Found, folder: Path) -> None:
         if (text := _text(found.work / f"{name}.xml")) is not None:
             files[f"{name}.xml"] = text
     for name, text in files.items():
-        if (
-            len(text.encode()) > MOST_BYTES
-        ):  # only the tables and the XML: half of one could not be read
+        # Only the tables and the XML can be so large, and half of one could not be read.
+        if len(text.encode()) > MOST_BYTES:
             text, name = f"{name} is larger than {MOST_BYTES} bytes\n", f"{name}.txt"
         _write(folder / name, text)
 

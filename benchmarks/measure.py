@@ -16,17 +16,15 @@ import torch
 
 Action = Callable[[], object]
 
-TURN_SECONDS = (
-    0.005  # a turn repeats a short call until it takes as long: far above the clock's own cost
-)
+# A turn repeats a short call until it takes as long: far above the clock's own cost.
+TURN_SECONDS = 0.005
 MAX_ROUNDS = 200
 # Larger than any cache: read and written between timed calls on a GPU, whose cache would hold small operands.
 GPU_FLUSH_BYTES = 256 << 20
 
-NOISY_SPREAD = (
-    0.2  # distance between the quartiles over the median, from which a figure is not trusted
-)
-NOISY_LOAD = 0.1  # share of the CPUs that other processes used meanwhile, the same
+# From here on a figure is not trusted: the distance between the quartiles over the median, and the share of the CPUs
+# that other processes used meanwhile.
+NOISY_SPREAD, NOISY_LOAD = 0.2, 0.1
 
 
 @dataclass(frozen=True)
@@ -128,21 +126,21 @@ class TurnFailed(RuntimeError):
 
 
 def interleaved(
-    contestants: Sequence[Timed], clock: Clock, *, seconds: float, min_rounds: int
+    timed_calls: Sequence[Timed], clock: Clock, *, seconds: float, min_rounds: int
 ) -> Iterator[list[Times]]:
     """Times all in turns, and again, in a new order each round, so that what disturbs the machine disturbs all alike.
 
     Args:
-        contestants: what is timed.
+        timed_calls: what is timed.
         clock: of the device.
         seconds: about how long each is measured, if ``min_rounds`` allow.
         min_rounds: at the least.
 
     Yields:
-        After every round, the times so far, one for each contestant.
+        After every round, the times so far, one for each call.
 
     Raises:
-        TurnFailed: from whatever a contestant raised.
+        TurnFailed: from whatever a call raised.
     """
 
     def turn(timed: Timed, action: Callable[..., Any], *calls: int) -> Any:
@@ -151,16 +149,16 @@ def interleaved(
         except Exception as error:
             raise TurnFailed(timed) from error
 
-    times = [Times(calls=turn(c, clock.calls_a_turn)) for c in contestants]
+    times = [Times(calls=turn(c, clock.calls_a_turn)) for c in timed_calls]
     start = time.perf_counter()
     for number in range(MAX_ROUNDS):
-        if number >= min_rounds and time.perf_counter() - start > seconds * len(contestants):
+        if number >= min_rounds and time.perf_counter() - start > seconds * len(timed_calls):
             return
-        shift = number % len(contestants)
-        for i in [*range(shift, len(contestants)), *range(shift)]:
+        shift = number % len(timed_calls)
+        for i in [*range(shift, len(timed_calls)), *range(shift)]:
             if times[i].calls > 1:
-                turn(contestants[i], clock.turn, 1)  # the cache held another's operands
-            times[i].rounds.append(turn(contestants[i], clock.turn, times[i].calls))
+                turn(timed_calls[i], clock.turn, 1)  # the cache held another's operands
+            times[i].rounds.append(turn(timed_calls[i], clock.turn, times[i].calls))
         yield times
 
 

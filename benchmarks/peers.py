@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from ncsn_fast import use_backend
-from ncsn_fast.ops import dispatch
+from ncsn_fast.ops import dispatch, use_backend
 from ncsn_fast.ops.record import record_backends
 
 from .measure import Timed
@@ -118,9 +117,8 @@ class Compiled:
             raise WrongMode(f"mode {self.mode} compiles with {config}")
         skips = counters["inductor"]["cudagraph_skips"]
         before = graphs_and_breaks()
-        for _ in range(
-            3
-        ):  # CUDA graphs are captured in the second call and replayed from the third
+        # CUDA graphs are captured in the second call and replayed from the third.
+        for _ in range(3):
             action()
         graphs, breaks = (now - then for now, then in zip(graphs_and_breaks(), before, strict=True))
         if (graphs, breaks) != (1, 0):

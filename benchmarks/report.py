@@ -1,7 +1,7 @@
 """Markdown from results: tables, and a report of everything that files hold.
 
 Belongs here: how a cell, a table and a report look. Does not belong here: what of the results is shown
-(``contests.py``), plots (``figures.py``), the project's own documents (``documents.py``).
+(``comparisons.py``), plots (``figures.py``), the project's own documents (``documents.py``).
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ncsn_fast.files import write_atomically
+
 from . import figures as plots
-from .contests import (
+from .comparisons import (
     AXES,
     COMPILE,
     EAGER,
     SAMPLE,
     UNSTEADY,
-    Contest,
+    Comparison,
     Series,
-    contests_of,
+    comparisons_of,
     device_title,
     digits,
     duration,
@@ -46,7 +48,8 @@ LEGEND = f"""\
 - *eager* is PyTorch as it is, *compile* is `torch.compile` (its mode is named unless it is the default), *native* and
   *triton* are kernels of this library, *ncsn_fast* is its network with the fastest of them, *reference* is its plain
   PyTorch, shown where there is no kernel.
-- NCHW is the contiguous layout, NHWC is channels_last. Of each peer the faster layout, and the fastest mode, is shown.
+- NCHW is the contiguous layout, NHWC is channels_last. Operators have a line for each layout; elsewhere, and in the
+  speed-ups, the faster layout of each peer counts. Of several modes the fastest is shown.
 - *vs eager*, *vs compile*: how many times as fast the fastest of ours is as the fastest eager or compiled peer.
   **Bold**: ours is slower.
 - *rate (of limit)*: of ours, the bytes that must be moved at the least (B/s), or the operations of the direct algorithm
@@ -77,6 +80,12 @@ def time_cell(results: Sequence[Result], *, layout: bool = True) -> str:
         return next((s for s in (WRONG, FAILED, NOT_RUN) if s in statuses), ABSENT)
     mode = best.peer.removeprefix(family(best.peer))
     return time_text(best) + (f" {_layout(best)}" if layout else "") + mode
+
+
+def short_time_cell(results: Sequence[Result]) -> str:
+    """The time of the fastest of them alone; if none has a time, why."""
+    best = fastest(results)
+    return mark(best) + duration(best.median_us) if best else time_cell(results)
 
 
 def speedup_cell(ours: Result | None, other: Result | None) -> str:
@@ -131,18 +140,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) 
     return "\n".join(f"| {text} |" for text in lines)
 
 
-def case_table(cases: Sequence[Contest], *, by_layout: bool = False) -> str:
+def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
     """A line for each case, or for each layout of each case."""
     peers = [EAGER, COMPILE]
-    for contest in cases:
-        peers += [name for name in contest.our_families if name not in peers]
+    for comparison in cases:
+        peers += [name for name in comparison.our_families if name not in peers]
     header = ["", "shape", "dtype", "layout"]
     header += [*peers, "vs eager", "vs compile", "rate (of limit)", "peak memory (eager)"]
     rows = []
-    for contest in cases:
-        case, eager, compiled = contest.case, contest.best(EAGER), contest.best(COMPILE)
-        for layout in dict.fromkeys(r.layout if by_layout else None for r in contest.results):
-            ours = contest.ours(layout)
+    for comparison in cases:
+        case, eager, compiled = comparison.case, comparison.best(EAGER), comparison.best(COMPILE)
+        for layout in dict.fromkeys(r.layout if by_layout else None for r in comparison.results):
+            ours = comparison.ours(layout)
             rows.append(
                 [
                     case.name,
@@ -151,7 +160,7 @@ def case_table(cases: Sequence[Contest], *, by_layout: bool = False) -> str:
                     LAYOUTS.get(layout, layout or ""),
                     *(
                         time_cell(
-                            contest.of(name, layout=layout),
+                            comparison.of(name, layout=layout),
                             layout=not by_layout,
                         )
                         for name in peers
@@ -165,24 +174,41 @@ def case_table(cases: Sequence[Contest], *, by_layout: bool = False) -> str:
     return table(header, rows, texts=4)
 
 
-def summary_table(cases: Sequence[Contest]) -> str:
-    """A line for each work: our speed-ups at its smallest and at its largest batch."""
-    works: dict[str, list[Contest]] = {}
-    for contest in cases:
-        works.setdefault(f"`{contest.case.group}` {contest.case.name}", []).append(contest)
-    ends = [
-        (work, (found[0], found[-1] if len(found) > 1 else None)) for work, found in works.items()
-    ]
-    header = ["", *(2 * ["batch", "vs eager", "vs compile"])]
-    rows = [[work, *(cell for contest in pair for cell in _gains(contest))] for work, pair in ends]
-    return table(header, rows)
+def short_table(cases: Sequence[Comparison]) -> str:
+    """A line for each case, without spreads, layouts and modes, which :func:`case_table` has."""
+    header = ["", "shape", "dtype", EAGER, COMPILE, "ours", "vs eager", "vs compile"]
+    rows = []
+    for comparison in cases:
+        case, ours = comparison.case, comparison.ours()
+        peers = ((EAGER,), (COMPILE,), comparison.our_families)
+        times = (short_time_cell(comparison.of(*families)) for families in peers)
+        gains = (speedup_cell(ours, comparison.best(name)) for name in (EAGER, COMPILE))
+        rates = rate_cell(ours), memory_cell(ours, comparison.best(EAGER))
+        dtype = f"{case.dtype} {case.setting}".strip()
+        rows.append([f"`{case.group}` {case.name}", case.shape, dtype, *times, *gains, *rates])
+    return table([*header, "rate (of limit)", "memory (eager)"], rows, texts=3)
 
 
-def _gains(contest: Contest | None) -> tuple[str, str, str]:
-    if contest is None:
+def summary_table(groups: Mapping[str, Sequence[Comparison]]) -> str:
+    """A line for each work: our speed-ups at its smallest and at its largest batch; the groups under their names."""
+    rows = []
+    for name, cases in groups.items():
+        works: dict[str, list[Comparison]] = {}
+        for comparison in cases:
+            work = f"`{comparison.case.group}` {comparison.case.name}"
+            works.setdefault(work, []).append(comparison)
+        rows.append([f"**{name}**", *(6 * [""])])
+        for work, found in works.items():
+            ends = found[0], found[-1] if len(found) > 1 else None
+            rows.append([work, *(cell for comparison in ends for cell in _gains(comparison))])
+    return table(["", *(2 * ["batch", "vs eager", "vs compile"])], rows)
+
+
+def _gains(comparison: Comparison | None) -> tuple[str, str, str]:
+    if comparison is None:
         return ABSENT, ABSENT, ABSENT
-    ours, n = contest.ours(), str(variables(contest.case)["batch"])
-    return n, *(speedup_cell(ours, contest.best(name)) for name in (EAGER, COMPILE))
+    ours, n = comparison.ours(), str(variables(comparison.case)["batch"])
+    return n, *(speedup_cell(ours, comparison.best(name)) for name in (EAGER, COMPILE))
 
 
 def growth_table(series: Series) -> str:
@@ -233,7 +259,7 @@ def render(runs: Mapping[str, Run], figures: Mapping[str, Sequence[Path]]) -> st
 def _one_run(name: str, run: Run, pictures: Sequence[Path]) -> list[str]:
     if not run.results:
         return [f"## `{name}`", "This file holds no results."]
-    cases = contests_of(run.results)
+    cases = comparisons_of(run.results)
     parts = [f"## `{name}`: {plain(device_title(run))}", _facts(run)]
     parts += [f"**Warning:** {plain(warning)}" for warning in run.warnings]
     parts += [_in_short(run, cases)]
@@ -243,7 +269,7 @@ def _one_run(name: str, run: Run, pictures: Sequence[Path]) -> list[str]:
         for i, group in enumerate(groups):
             parts += [f"### {title}"] if i == 0 else []
             found = [c for c in cases if (c.case.suite, c.case.group) == (suite, group)]
-            parts += [f"#### `{group}`", case_table(found)]
+            parts += [f"#### `{group}`", case_table(found, by_layout=suite == "ops")]
     growth = growth_tables(run)
     parts += ["### Growth", GROWTH, *growth] if growth else []
     return [*parts, "### Wrong, failed and not run", _not_timed(cases)]
@@ -267,7 +293,7 @@ def _facts(run: Run) -> str:
     return table(("", ""), ([key, plain(fact)] for key, fact in facts.items() if fact), texts=2)
 
 
-def _in_short(run: Run, cases: Sequence[Contest]) -> str:
+def _in_short(run: Run, cases: Sequence[Comparison]) -> str:
     count = Counter(result.status for result in run.results)
     kinds = ", ".join(f"{n} {status}" for status, n in count.items())
     lines = [f"Cases: {len(cases)}. Rows: {len(run.results)} ({kinds})."]
@@ -282,11 +308,11 @@ def _in_short(run: Run, cases: Sequence[Contest]) -> str:
     return " ".join(lines)
 
 
-def _not_timed(cases: Sequence[Contest]) -> str:
+def _not_timed(cases: Sequence[Comparison]) -> str:
     """A line for each case, status and reason, with the peers it holds for."""
     lines: dict[tuple[str, ...], list[str]] = {}
-    for contest in cases:
-        for r in contest.results:
+    for comparison in cases:
+        for r in comparison.results:
             if r.status in (WRONG, FAILED, NOT_RUN):
                 parts = (r.group, r.name, r.shape, r.dtype, r.setting)
                 case = " ".join(part for part in parts if part)
@@ -334,13 +360,13 @@ def write(files: Sequence[Path], out: Path) -> list[Path]:
     """
     runs = load_runs(files)
     out.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, list[Path]] = {}
-    for picture, (kind, name) in drawable(runs).items():
-        drawn.setdefault(name, []).append(plots.draw(kind, runs[name], out / picture))
+    pictures: dict[str, list[Path]] = {}
+    for picture, (kind, name) in pictures_of(runs).items():
+        pictures.setdefault(name, []).append(plots.plot(kind, runs[name], out / picture))
     report = out / "report.md"
-    beside = {name: [Path(path.name) for path in paths] for name, paths in drawn.items()}
-    report.write_text(render(runs, beside), encoding="utf-8")
-    return [report, *(path for paths in drawn.values() for path in paths)]
+    beside = {name: [Path(path.name) for path in paths] for name, paths in pictures.items()}
+    write_atomically(report, render(runs, beside).encode())
+    return [report, *(path for paths in pictures.values() for path in paths)]
 
 
 def load_runs(files: Iterable[Path]) -> dict[str, Run]:
@@ -358,8 +384,8 @@ def load_runs(files: Iterable[Path]) -> dict[str, Run]:
     return dict(sorted(runs.items(), key=order))
 
 
-def drawable(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
-    """Names of pictures, with the kind of figure and the run of each."""
+def pictures_of(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
+    """Names of pictures, each with the kind of its figure and the name of its run."""
     return {
         f"{kind}-{name}.png": (kind, name)
         for name, run in runs.items()

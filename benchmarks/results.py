@@ -48,9 +48,8 @@ class Result:
     memory_mib: float | None  # peak of a call beyond what was there before
     gb_per_s: float | None  # the bytes that must move, over the time
     gflop_per_s: float | None
-    limit_share: (
-        float | None
-    )  # of the copy's GB/s or of the matrix product's GFLOP/s, measured in this run
+    # Of the copy's GB/s or of the matrix product's GFLOP/s, measured in this run.
+    limit_share: float | None
     error: float | None  # relative L2, against float64
     out_layout: str
     graphs: int | None  # that torch.compile made
@@ -116,9 +115,8 @@ def fastest(results: Iterable[Result], *peers: str) -> Result | None:
 def commit() -> str:
     """The commit of a checkout, with a + if files that it tracks were changed; "unknown" elsewhere."""
     where = Path(__file__).resolve().parent.parent
-    if not (
-        where / ".git"
-    ).exists():  # an installed package, perhaps within another project's checkout
+    # Without .git this is an installed package, perhaps within another project's checkout.
+    if not (where / ".git").exists():
         return "unknown"
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:

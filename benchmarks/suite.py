@@ -61,7 +61,7 @@ class Settings:
         device: where to run.
         dtypes: of the operators; see also :attr:`network_dtypes`.
         batches: instead of a case's own batch sizes; None for those.
-        quick: a few telling shapes instead of all.
+        quick: a few representative shapes instead of all.
         compiled: with the peers under torch.compile, which take most of a run's time.
     """
 
@@ -240,9 +240,9 @@ class Bench:
         if not outcomes:
             return
         effort = self.effort
-        contestants = [o.prepared.timed for o in outcomes]
+        timed_calls = [o.prepared.timed for o in outcomes]
         rounds = interleaved(
-            contestants, self.clock, seconds=effort.seconds, min_rounds=effort.min_rounds
+            timed_calls, self.clock, seconds=effort.seconds, min_rounds=effort.min_rounds
         )
         graphs = graphs_and_breaks()
         try:

@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING
 from . import ops
 from .models.base import ScoreModel, load_pretrained
 from .models.config import NCSNConfig
+from .models.convert import load_official, save_official
 from .models.ncsn import NCSN
+from .models.official import (
+    NCSNv2,
+    NCSNv2Config,
+    NCSNv2Deeper,
+    NCSNv2DeeperConfig,
+    NCSNv2Deepest,
+    NCSNv2DeepestConfig,
+    OfficialNCSN,
+    OfficialNCSNConfig,
+)
+from .models.registry import register
 from .models.small import ScoreCNN, ScoreMLP
 from .ops import set_backend, use_backend
 
@@ -30,13 +42,24 @@ __version__ = "0.1.0"
 __all__ = [
     "NCSN",
     "NCSNConfig",
+    "NCSNv2",
+    "NCSNv2Config",
+    "NCSNv2Deeper",
+    "NCSNv2DeeperConfig",
+    "NCSNv2Deepest",
+    "NCSNv2DeepestConfig",
+    "OfficialNCSN",
+    "OfficialNCSNConfig",
     "ScoreCNN",
     "ScoreMLP",
     "ScoreModel",
     "__version__",
     "check",
+    "load_official",
     "load_pretrained",
     "ops",
+    "register",
+    "save_official",
     "set_backend",
     "use_backend",
 ]

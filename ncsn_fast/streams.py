@@ -21,8 +21,9 @@ stream sample         step          use
 5      number of it   0             noise around that position
 6      of the batch   of the probe  signs of Hutchinson's estimate
 7      number of it   0             noise on a point in a picture
-8      of the row     0, 1, ...     second noise at a step of an interpolation, towards which the first is rotated
-9      of the batch   0, 1          dequantisation of images: uniform, Gaussian
+8      of the batch   of training   whether an image of a batch is mirrored
+9      of the batch   of training   dequantisation of an image of a batch
+10     of the row     0, 1, ...     second noise at a step of an interpolation, towards which the first is rotated
 ====== ============== ============= ==========================================================================
 """
 
@@ -37,8 +38,9 @@ STREAM_POINTS = 4
 STREAM_POINTS_NOISE = 5
 STREAM_PROBES = 6
 STREAM_PLOTS = 7
-STREAM_ROTATION = 8
-STREAM_DEQUANTIZATION = 9
+STREAM_FLIPS = 8
+STREAM_DEQUANTISATION = 9
+STREAM_ROTATION = 10
 
 # Two uses of STREAM_LANGEVIN, told apart by the step.
 KNOWN_NOISE_STEPS = 2**31

@@ -7,7 +7,7 @@ from itertools import product
 
 from ncsn_fast import ops
 
-from .. import straightforward
+from .. import plain_torch
 from ..peers import Function
 from ..suite import Case, Settings, tolerance_of
 from .max_pool5 import inputs
@@ -16,7 +16,7 @@ from .max_pool5 import inputs
 def function(n: int, channels: int, size: int) -> Function:
     return Function(
         inputs=lambda: inputs(n, channels, size),
-        eager=straightforward.avg_pool5,
+        eager=plain_torch.avg_pool5,
         ours=ops.avg_pool5,
         operators=("avg_pool5",),
         backward_operators=("avg_pool5",),

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from ncsn_fast import ops
 
-from .. import straightforward
+from .. import plain_torch
 from ..peers import Function
 from ..suite import Case, Settings, tolerance_of
 
 CLASSES = 10
 
 
-@lru_cache(
-    maxsize=1
-)  # the peers of a case share them; drawing half a gigabyte takes longer than all else
+# The peers of a case share them: half a gigabyte of random numbers takes longer than all else.
+@lru_cache(maxsize=1)
 def inputs(n: int, channels: int, size: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, channels, size, size, generator=generator)
@@ -31,7 +30,7 @@ def inputs(n: int, channels: int, size: int) -> tuple[Tensor, ...]:
 def function(n: int, channels: int, size: int) -> Function:
     return Function(
         inputs=partial(inputs, n, channels, size),
-        eager=straightforward.cond_instance_norm_elu,
+        eager=plain_torch.cond_instance_norm_elu,
         ours=ops.cond_instance_norm_elu,
         operators=("cond_instance_norm_elu",),
         differentiable=(0, 2),
@@ -42,9 +41,8 @@ def cases(settings: Settings) -> Iterator[Case]:
     sizes = (32,) if settings.quick else (8, 28, 32, 64)
     widths = (128,) if settings.quick else (32, 128)
     batches = settings.batch_sizes(full=(1, 8, 32, 128), quick=(8, 32))
-    if (
-        settings.device.type == "cuda"
-    ):  # the network's, the largest first: there may be no time for all
+    # On a GPU the network's sizes, the largest first: there may be no time for all.
+    if settings.device.type == "cuda":
         sizes, widths = (32, 64), (128,)
         batches = settings.batch_sizes(full=(256, 64, 16, 1), quick=(256, 1))
     for dtype, backward in product(settings.dtypes, (False, True)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ncsn_fast import ops
 
-from .. import straightforward
+from .. import plain_torch
 from ..peers import Function
 from ..suite import Case, Settings, tolerance_of
 
@@ -24,7 +24,7 @@ def function(n: int, channels: int, outputs: int, size: int) -> Function:
 
     return Function(
         inputs=inputs,
-        eager=straightforward.conv3x3_mean_pool,
+        eager=plain_torch.conv3x3_mean_pool,
         ours=ops.conv3x3_mean_pool,
         operators=("conv3x3",),
         differentiable=(0, 1, 2),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ncsn_fast import ops
 
-from .. import straightforward
+from .. import plain_torch
 from ..peers import Function
 from ..suite import Case, Settings, tolerance_of
 
@@ -35,7 +35,7 @@ def function(n: int, channels: int, size: int, dilation: int) -> Function:
 
     return Function(
         inputs=inputs,
-        eager=partial(straightforward.elu_conv3x3, dilation=dilation),
+        eager=partial(plain_torch.elu_conv3x3, dilation=dilation),
         ours=partial(ours, dilation=dilation),
         operators=("conv3x3",),
         differentiable=(0, 1, 2),

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ncsn_fast import NCSN
+from ncsn_fast.models.ncsn import NCSN
 
-from .. import straightforward
+from .. import plain_torch
 from ..peers import Module
 from ..suite import Case, Settings, tolerance_of
 
 CHANNELS, CLASSES = 3, 10
 
 
-def networks(nf: int) -> tuple[straightforward.Network, NCSN]:
+def networks(nf: int) -> tuple[plain_torch.Network, NCSN]:
     """The documented network and ours, with the same weights."""
     torch.manual_seed(0)
     model = NCSN(in_channels=CHANNELS, nf=nf, num_classes=CLASSES)
     model.set_sigmas(NCSN.make_sigmas(50.0, 0.01, CLASSES))
-    return straightforward.network_like(model), model
+    return plain_torch.network_like(model), model
 
 
 def images(n: int, size: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def forward_flops(n: int, nf: int, size: int) -> int:
 def _flops_of_an_image(nf: int, size: int) -> int:
     """Counted by PyTorch, on tensors without data."""
     with torch.device("meta"):
-        network = straightforward.Network(CHANNELS, nf, CLASSES)
+        network = plain_torch.Network(CHANNELS, nf, CLASSES)
         image, label = torch.empty(1, CHANNELS, size, size), torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image, label)

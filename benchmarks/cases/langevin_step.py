@@ -1,4 +1,4 @@
-"""The Langevin step. The peers draw from ``torch.randn``: what a sampling loop written by hand does."""
+"""The Langevin step. The peers take their noise from ``torch.randn``, as a sampling loop written by hand does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ncsn_fast import ops
 from ncsn_fast.ops import dispatch
 from ncsn_fast.ops.tolerances import NORMAL
 
-from .. import straightforward
+from .. import plain_torch
 from ..measure import Timed
 from ..peers import LAYOUTS, Compiled, check_backend, check_eager, check_layout, modes_for, placed
 from ..suite import Case, Outputs, Peer, Prepared, Settings
@@ -35,11 +35,11 @@ def noise(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
 def expected(shape: tuple[int, ...]) -> Outputs:
     x, score = (t.double() for t in inputs(shape))
     z = noise(shape, torch.float64)
-    return (straightforward.langevin_step(x, score, STEP_SIZE, z, CLIP),)
+    return (plain_torch.langevin_step(x, score, STEP_SIZE, z, CLIP),)
 
 
 def by_hand(x: Tensor, score: Tensor) -> Tensor:
-    return straightforward.langevin_step(x, score, STEP_SIZE, torch.randn_like(x), CLIP)
+    return plain_torch.langevin_step(x, score, STEP_SIZE, torch.randn_like(x), CLIP)
 
 
 def peers(shape: tuple[int, ...], settings: Settings) -> Iterator[Peer]:
@@ -53,7 +53,7 @@ def peers(shape: tuple[int, ...], settings: Settings) -> Iterator[Peer]:
     def eager(layout: str) -> Prepared:
         x, score = place(layout)
         z = noise(shape).to(device)
-        step = straightforward.langevin_step
+        step = plain_torch.langevin_step
         return Prepared(
             timed=Timed(lambda: by_hand(x, score)),
             outputs=lambda: (step(*place(layout), STEP_SIZE, z, CLIP),),
@@ -64,10 +64,8 @@ def peers(shape: tuple[int, ...], settings: Settings) -> Iterator[Peer]:
     def compiled(layout: str, mode: str) -> Prepared:
         x, score = place(layout)
         z = noise(shape).to(device)
-        # What is timed draws its noise; the same update with noise given is what can be compared.
-        check = Compiled(
-            lambda x, s, z: straightforward.langevin_step(x, s, STEP_SIZE, z, CLIP), mode
-        )
+        # What is timed makes its own noise; only the same update with given noise can be compared.
+        check = Compiled(lambda x, s, z: plain_torch.langevin_step(x, s, STEP_SIZE, z, CLIP), mode)
         made = Compiled(by_hand, mode)
         made.warm_up(lambda: made.call(x, score))
         return Prepared(

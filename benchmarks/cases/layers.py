@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ncsn_fast.models import layers
 
-from .. import straightforward
+from .. import plain_torch
 from ..peers import Module
 from ..suite import Case, Settings, tolerance_of
 
@@ -32,10 +32,10 @@ def pair(layer: str, channels: int) -> tuple[nn.Module, nn.Module]:
     """The layer in plain PyTorch and ours, with the same weights."""
     torch.manual_seed(0)
     if layer == "RCUBlock":
-        plain = straightforward.Units(channels, CLASSES)
+        plain = plain_torch.Units(channels, CLASSES)
         ours = layers.RCUBlock(channels, CLASSES)
     else:
-        plain = OneInput(straightforward.Refine(2, channels, CLASSES))
+        plain = OneInput(plain_torch.Refine(2, channels, CLASSES))
         ours = OneInput(layers.RefineBlock([channels, channels], channels, CLASSES))
     plain.load_state_dict(ours.state_dict())
     return plain, ours

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ncsn_fast import ops
 
-from .. import straightforward
+from .. import plain_torch
 from ..peers import Function
 from ..suite import Case, Settings, tolerance_of
 
@@ -24,7 +24,7 @@ def inputs(n: int, channels: int, size: int) -> tuple[Tensor, ...]:
 def function(n: int, channels: int, size: int) -> Function:
     return Function(
         inputs=partial(inputs, n, channels, size),
-        eager=straightforward.max_pool5,
+        eager=plain_torch.max_pool5,
         ours=ops.max_pool5,
         operators=("max_pool5",),
     )
@@ -34,9 +34,8 @@ def cases(settings: Settings) -> Iterator[Case]:
     sizes = (32,) if settings.quick else (8, 28, 32, 64)
     widths = (128,) if settings.quick else (32, 128)
     batches = settings.batch_sizes(full=(1, 8, 32, 128), quick=(8,))
-    if (
-        settings.device.type == "cuda"
-    ):  # the network's, the largest first: there may be no time for all
+    # On a GPU the network's sizes, the largest first: there may be no time for all.
+    if settings.device.type == "cuda":
         sizes, widths = (32, 64), (128,)
         batches = settings.batch_sizes(full=(256, 64, 16, 1), quick=(256, 1))
     for dtype, backward in product(settings.dtypes, (False, True)):

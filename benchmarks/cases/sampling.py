@@ -1,4 +1,4 @@
-"""Annealed Langevin dynamics: the straightforward loop and ours, with a network and without; how its cost grows."""
+"""Annealed Langevin dynamics: the loop in plain PyTorch and ours, with a network and without; how its cost grows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ncsn_fast import NCSN, ops
+from ncsn_fast import ops
+from ncsn_fast.models.ncsn import NCSN
 from ncsn_fast.sampling import annealed_langevin
 
-from .. import straightforward
+from .. import plain_torch
 from ..measure import Timed
 from ..peers import (
     CPU,
@@ -74,12 +75,12 @@ class Loop:
         return images(self.n, self.size)[0]
 
     def expected(self, dtype: torch.dtype, device: torch.device = CPU) -> Outputs:
-        network = straightforward.network_like(self.model()).to(dtype).to(device, torch.float64)
+        network = plain_torch.network_like(self.model()).to(dtype).to(device, torch.float64)
         start = self.start().to(device, torch.float64)
         sigmas = self.model().sigmas.to(device, torch.float64)
         noise = Noise(torch.float64)
         steps = self.checked_steps
-        return (straightforward.sample(network, start, sigmas, steps, STEP_LR, noise),)
+        return (plain_torch.sample(network, start, sigmas, steps, STEP_LR, noise),)
 
     def peers(self, settings: Settings, dtype: torch.dtype, *, compiled: bool) -> Iterator[Peer]:
         for layout in LAYOUTS:
@@ -94,8 +95,8 @@ class Loop:
     def plain(
         self, device: torch.device, dtype: torch.dtype, layout: str, mode: str | None
     ) -> Prepared:
-        """The straightforward loop around the network, which runs eagerly or under torch.compile."""
-        network = straightforward.network_like(self.model())
+        """The loop in plain PyTorch around the network, which runs eagerly or under torch.compile."""
+        network = plain_torch.network_like(self.model())
         network = network.to(device, dtype, memory_format=LAYOUTS[layout]).requires_grad_(False)
         (start,) = placed((self.start(),), device, torch.float32, layout)
         check_layout([start, *network.parameters()], layout)
@@ -108,9 +109,9 @@ class Loop:
             return call(x.to(dtype), labels).float()
 
         def loop(
-            steps: int = self.steps, draw: Callable[[Tensor], Tensor] = torch.randn_like
+            steps: int = self.steps, noise_like: Callable[[Tensor], Tensor] = torch.randn_like
         ) -> Tensor:
-            return straightforward.sample(score, start, sigmas, steps, STEP_LR, draw)
+            return plain_torch.sample(score, start, sigmas, steps, STEP_LR, noise_like)
 
         if compiled is None:
             backend = check_eager(loop)
@@ -165,7 +166,7 @@ class BareLoop(Loop):
         noise = Noise(torch.float64)
         sigmas = self.sigmas().to(device, torch.float64)
         arguments = (start, sigmas, self.steps, STEP_LR, noise)
-        return (straightforward.sample(lambda x, labels: -start, *arguments),)
+        return (plain_torch.sample(lambda x, labels: -start, *arguments),)
 
     def peers(self, settings: Settings, dtype: torch.dtype, *, compiled: bool) -> Iterator[Peer]:
         for layout in LAYOUTS:
@@ -177,9 +178,9 @@ class BareLoop(Loop):
         (start,) = placed((self.start(),), device, torch.float32, layout)
         score, sigmas = -start.to(dtype), self.sigmas().to(device)
 
-        def loop(draw: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
-            arguments = (start, sigmas, self.steps, STEP_LR, draw)
-            return straightforward.sample(lambda x, labels: score, *arguments)
+        def loop(noise_like: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
+            arguments = (start, sigmas, self.steps, STEP_LR, noise_like)
+            return plain_torch.sample(lambda x, labels: score, *arguments)
 
         return Prepared(Timed(loop), lambda: (loop(Noise()),), check_eager(loop), layout)
 

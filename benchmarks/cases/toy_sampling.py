@@ -1,6 +1,6 @@
 """Sampling points in the plane: the checkerboard's perceptron, 500 points, 10 levels, 100 steps at each.
 
-The straightforward loop hands the network one sigma for each point, as training does. All that depends on sigma alone
+The loop in plain PyTorch hands the network one sigma for each point, as training does. All that depends on sigma alone
 is then computed for each point in each step; ours computes it once a level and puts it into the weights. The peer "one
 sigma" hands over a single sigma, which is broadcast: the part of the gain that costs one line.
 """
@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ncsn_fast import ScoreMLP
+from ncsn_fast.models.small import ScoreMLP
 from ncsn_fast.schedules import make_sigmas
 
-from .. import straightforward
+from .. import plain_torch
 from ..measure import Timed
 from ..peers import OURS, Compiled, check_eager, modes_for, seen_backends
 from ..suite import Case, Outputs, Peer, Prepared, Settings, tolerance_of
@@ -40,10 +40,10 @@ class Loop:
         torch.nn.init.normal_(model.last.weight, std=0.01)  # it is zero in a new network
         return model.eval().requires_grad_(False)
 
-    def network(self) -> straightforward.Perceptron:
+    def network(self) -> plain_torch.Perceptron:
         model = self.model()
         frequencies = model.embedding.frequencies
-        network = straightforward.Perceptron(2, model.config.hidden, frequencies)
+        network = plain_torch.Perceptron(2, model.config.hidden, frequencies)
         network.load_state_dict(model.state_dict() | {"frequencies": frequencies}, strict=False)
         return network.requires_grad_(False)
 
@@ -59,7 +59,7 @@ class Loop:
     def expected(self) -> Outputs:
         sigmas, steps = self.model().sigmas.double(), self.checked_steps
         network, start, noise = self.network().double(), self.start().double(), Noise(torch.float64)
-        return (straightforward.sample_points(network, start, sigmas, steps, STEP_LR, noise),)
+        return (plain_torch.sample_points(network, start, sigmas, steps, STEP_LR, noise),)
 
     def peers(self, settings: Settings, *, compiled: bool = True) -> Iterator[Peer]:
         device = settings.device
@@ -71,7 +71,7 @@ class Loop:
         yield Peer(OURS, LAYOUT, partial(self.ours, device))
 
     def plain(self, device: torch.device, mode: str | None, rows: int | None) -> Prepared:
-        """The straightforward loop around the network, which runs eagerly or under torch.compile."""
+        """The loop in plain PyTorch around the network, which runs eagerly or under torch.compile."""
         network, start = self.network().to(device), self.start().to(device)
         sigmas = self.model().sigmas.to(device)
         compiled = None if mode is None else Compiled(network, mode)
@@ -82,10 +82,10 @@ class Loop:
 
         @torch.no_grad()
         def loop(
-            steps: int = self.steps, draw: Callable[[Tensor], Tensor] = torch.randn_like
+            steps: int = self.steps, noise_like: Callable[[Tensor], Tensor] = torch.randn_like
         ) -> Tensor:
-            return straightforward.sample_points(
-                score, start, sigmas, steps, STEP_LR, draw, rows=rows
+            return plain_torch.sample_points(
+                score, start, sigmas, steps, STEP_LR, noise_like, rows=rows
             )
 
         if compiled is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ncsn_fast import ops
 
-from .. import straightforward
+from .. import plain_torch
 from ..measure import Timed
 from ..peers import (
     CPU,
@@ -66,7 +66,7 @@ def expected(n: int, nf: int, size: int, dtype: torch.dtype, device: torch.devic
     network = networks(nf)[0].to(dtype).to(device, torch.float64)
     noise = noise_like(x).to(dtype).double()
     sigmas = network.sigmas
-    return Step(network).gradients(lambda: straightforward.loss(network, x, labels, sigmas, noise))
+    return Step(network).gradients(lambda: plain_torch.loss(network, x, labels, sigmas, noise))
 
 
 def peers(n: int, nf: int, size: int, dtype: torch.dtype, settings: Settings) -> Iterator[Peer]:
@@ -87,7 +87,7 @@ def peers(n: int, nf: int, size: int, dtype: torch.dtype, settings: Settings) ->
         def loss(noise: Tensor | None = None) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()
             z = torch.randn_like(x) if noise is None else noise
-            return straightforward.loss(network, x, labels, sigmas, z)
+            return plain_torch.loss(network, x, labels, sigmas, z)
 
         call = partial(step.run, loss)
         if compiled is not None:

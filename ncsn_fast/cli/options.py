@@ -6,11 +6,13 @@ Belongs here: from the text of an option to what a Python user would pass. Does 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data import load_digits, load_images
+from ..data import ImageDataset, open_images
+from ..data.opening import DIGITS, DIGITS_SIZE
 from ..data.ranges import DataRangeWarning
 
 try:
@@ -18,23 +20,29 @@ try:
 except ImportError:  # an extra; main says so
     typer = None
 
-DIGITS = "digits"
 
+def open_data(data: str, image_size: int, channels: int, **options: Any) -> ImageDataset:
+    """The images of an option, by :func:`~ncsn_fast.data.open_images`; what is said of them goes to stderr.
 
-def read_data(data: str, image_size: int, channels: int) -> Tensor:
-    """The images of an option; what was skipped in a folder, and what is odd about the values, is told on stderr."""
-    if data == DIGITS:
-        return load_digits()
+    The digits have their own size, whatever is given.
+    """
+    if data.partition(":")[0] == DIGITS:
+        image_size, channels = DIGITS_SIZE, 1
 
     def report(line: str) -> None:
         typer.echo(f"ncsn-fast: {line}", err=True)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataRangeWarning)
-        images = load_images(data, image_size, channels, report=report)
+        images = open_images(data, image_size, channels, report=report, **options)
     for warning in caught:
         report(str(warning.message))
     return images
+
+
+def read_data(data: str, image_size: int, channels: int) -> Tensor:
+    """The images of an option, all in memory."""
+    return open_data(data, image_size, channels)[:]
 
 
 def given_options(context: typer.Context) -> set[str]:

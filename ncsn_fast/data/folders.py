@@ -10,7 +10,7 @@ import logging
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,22 +93,15 @@ def load_images(
         raise FileNotFoundError(f"the data path {path} does not exist")
     scaled = True
     if path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES:
-        array = _read_array(path)
-        images = _array_to_images(array, path, image_size, channels)
+        array = read_array(path, image_size, channels)
         scaled = array.dtype == np.uint8
+        images = from_uint8(array) if scaled else _floats(array)
     elif path.is_file():
         images = read_image(path, image_size, channels, background=background).unsqueeze(0)
     else:
         check_background(background)
         files, skipped = find_images(path)
-        summary = _summary(skipped, path)
-        if not files:
-            raise ValueError(
-                f"the folder {path} holds no image that pillow can open (.png, .jpg, ...), also in subfolders"
-                + (f"; {summary}" if summary else "")
-            )
-        if summary:
-            report(summary)
+        tell_skipped("folder", path, files, skipped, report)
         images = torch.empty(
             (len(files), channels, image_size, image_size), dtype=torch.float32, device="cpu"
         )
@@ -124,7 +117,7 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     Raises:
         PermissionError: a folder that may not be read.
     """
-    suffixes = _image_suffixes()
+    suffixes = image_suffixes()
     files: list[Path] = []
     skipped: Counter[str] = Counter()
     # A link to a folder above would take in what lies beside this one.
@@ -141,24 +134,35 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
         found: list[Path] = []
         for entry in sorted(os.scandir(below), key=lambda entry: entry.name):
             name = entry.name
-            if name.lower() in SYSTEM_NAMES:
-                skipped[name if name.isprintable() else ascii(name)] += 1
-            elif name.startswith("."):
-                skipped["hidden"] += 1
+            if kind := left_behind(name):
+                skipped[kind] += 1
             elif os.path.isdir(entry.path):
                 (links if entry.is_symlink() else found).append(below / name)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 skipped["broken link"] += 1
             elif not os.path.isfile(entry.path):
                 skipped["neither file nor folder"] += 1
-            elif (suffix := Path(name).suffix.lower()) in suffixes:
-                files.append(below / name)
+            elif kind := other_kind(name, suffixes):
+                skipped[kind] += 1
             else:
-                skipped[
-                    (suffix if suffix.isprintable() else ascii(suffix)) or "without suffix"
-                ] += 1
+                files.append(below / name)
         waiting += reversed(found)
     return sorted(files), skipped
+
+
+def left_behind(name: str) -> str:
+    """How a file or folder is counted that is hidden or of a system, by its name; empty for any other."""
+    if name.lower() in SYSTEM_NAMES:
+        return name if name.isprintable() else ascii(name)
+    return "hidden" if name.startswith(".") else ""
+
+
+def other_kind(name: str, suffixes: set[str]) -> str:
+    """How a file is counted that is no image by its suffix; empty for an image."""
+    suffix = Path(name).suffix.lower()
+    if suffix in suffixes:
+        return ""
+    return (suffix if suffix.isprintable() else ascii(suffix)) or "without suffix"
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -166,7 +170,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _image_suffixes() -> set[str]:
+def image_suffixes() -> set[str]:
     """Suffixes of the formats whose pixels pillow can read, in small letters."""
     try:
         from PIL import Image, ImageFile
@@ -188,10 +192,25 @@ def _image_suffixes() -> set[str]:
     }
 
 
-def _summary(skipped: Counter[str], folder: Path) -> str:
-    """One line on what was skipped; empty if nothing was."""
-    if not skipped:
-        return ""
+def tell_skipped(
+    kind: str,
+    path: Path,
+    found: Sequence[object],
+    skipped: Counter[str],
+    report: Callable[[str], object],
+) -> None:
+    """One line on what was skipped, if anything was; ValueError if no image was found."""
+    summary = _skipped_line(skipped, path) if skipped else ""
+    if not found:
+        raise ValueError(
+            f"the {kind} {path} holds no image that pillow can open (.png, .jpg, ...), also in subfolders"
+            + (f"; {summary}" if summary else "")
+        )
+    if summary:
+        report(summary)
+
+
+def _skipped_line(skipped: Counter[str], folder: Path) -> str:
     kinds = skipped.most_common()
     parts = [f"{count} {kind}" for kind, count in kinds[:SHOWN_SUFFIXES]]
     rest = sum(count for _, count in kinds[SHOWN_SUFFIXES:])
@@ -200,23 +219,31 @@ def _summary(skipped: Counter[str], folder: Path) -> str:
     return f"skipped {total} name{'s' if total > 1 else ''} in {str(folder)!r}: {', '.join(parts)}"
 
 
-def _read_array(file: Path) -> np.ndarray:
+def read_array(file: Path, image_size: int, channels: int, *, mapped: bool = False) -> np.ndarray:
+    """The images of a NumPy file, uint8 or floating point, ``(N, channels, image_size, image_size)``.
+
+    Args:
+        mapped: leave the values of a ``.npy`` in the file; those of a ``.npz`` are read.
+
+    Raises:
+        ValueError: no such file, or an array of another shape or dtype.
+    """
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = loaded.files
-            if len(names) != 1 and "images" not in names:
-                raise ValueError(
-                    f'expected one array, or one named "images"; it holds {names or "none"}'
-                )
-            return loaded["images" if "images" in names else names[0]]
+        array = np.load(file, allow_pickle=False, mmap_mode="r" if mapped else None)
+        if not isinstance(array, np.ndarray):
+            with array as archive:
+                names = archive.files
+                if len(names) != 1 and "images" not in names:
+                    raise ValueError(
+                        f'expected one array, or one named "images"; it holds {names or "none"}'
+                    )
+                array = archive["images" if "images" in names else names[0]]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"cannot read {file} as a NumPy file: {error}") from error
+    return _as_images(array, file, image_size, channels)
 
 
-def _array_to_images(array: np.ndarray, file: Path, image_size: int, channels: int) -> Tensor:
+def _as_images(array: np.ndarray, file: Path, image_size: int, channels: int) -> np.ndarray:
     wanted = (channels, image_size, image_size)
     got = f"{array.dtype} of shape {array.shape}"
     if array.ndim == 3 and channels == 1:
@@ -231,11 +258,13 @@ def _array_to_images(array: np.ndarray, file: Path, image_size: int, channels: i
         raise ValueError(
             f"{file} must hold images {layouts} with N >= 1, got {got}; arrays are not resized"
         )
-    if array.dtype == np.uint8:
-        return from_uint8(array)
-    if array.dtype.kind != "f":
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ValueError(
             f"{file} must hold uint8 (0..255) or floating point ([-1, 1]) values, got {got}; integers 0..255 "
             "become such by array.astype(np.uint8)"
         )
+    return array
+
+
+def _floats(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(np.float32, order="C"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -57,8 +57,29 @@ def read_image(
             more than 16 bits, floating point outside [0, 1] or not finite. The message names file, mode and values.
         ImportError: pillow is not installed.
     """
+    return from_uint8(read_pixels(file, image_size, channels, background=background))
+
+
+def read_pixels(
+    file: str | Path | BinaryIO,
+    image_size: int,
+    channels: int,
+    *,
+    background: Background = WHITE,
+    name: str | Path | None = None,
+) -> np.ndarray:
+    """An image file as values 0..255, ``(channels, image_size, image_size)``; see :func:`read_image`.
+
+    Args:
+        file: its name, or the file itself, open in binary mode.
+        name: for the message of an error; that of the file by default.
+
+    Returns:
+        uint8, or float32 of grey with more than 8 bits.
+    """
     Image, ImageOps = _pillow("Image"), _pillow("ImageOps")
     behind = check_background(background)
+    name = file if name is None else name
     try:
         with Image.open(file) as opened:
             sixteen_bit_rgb = any(tile[3] == "RGB;16B" for tile in opened.tile or ())
@@ -81,12 +102,20 @@ def read_image(
                 image = image.convert("L" if channels == 1 else "RGB")
             image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {file} as an image: {error}") from error
+        raise ValueError(f"cannot read {name} as an image: {error}") from error
     # The filter overshoots beside edges; of bytes pillow has cut that off already.
     pixels = np.asarray(image).clip(0, 255)
     if pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], channels, axis=2)
-    return from_uint8(pixels).permute(2, 0, 1)
+        return np.repeat(pixels[None], channels, axis=0)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def resize_pixels(pixels: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """Bytes ``(H, W)`` or ``(H, W, 3)`` as :func:`read_pixels` makes those of a file; uint8."""
+    Image, ImageOps = _pillow("Image"), _pillow("ImageOps")
+    image = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
+    image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(image_size, image_size, channels).transpose(2, 0, 1)
 
 
 def check_background(background: Background) -> tuple[int, int, int]:

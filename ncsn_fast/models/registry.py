@@ -19,9 +19,9 @@ from .config import article, config_from_fields, field_names
 if TYPE_CHECKING:
     from .base import ScoreModel
 
-# By class name, as saved configurations say it. One that does not say is an NCSN's, which was there before the names.
-NETWORKS: dict[str, type[ScoreModel]] = {}
-UNNAMED = "NCSN"
+NETWORKS: dict[str, type[ScoreModel]] = {}  # by class name, as saved configurations say it
+# What a configuration that does not say may be of: the first, or the first that has its fields.
+UNNAMED = ("NCSN", "ScoreMLP", "ScoreCNN")
 NAME_FIELD = "network"
 
 Network = TypeVar("Network", bound="type[ScoreModel]")
@@ -55,7 +55,7 @@ def network_named(name: str) -> type[ScoreModel]:
     """The network of that name. ValueError: none is registered; the message says which are."""
     if name not in NETWORKS:
         raise ValueError(
-            f"there is no network {name!r}, only {', '.join(NETWORKS)}; one of your own is known "
+            f"there is no network {name!r}, only {', '.join(sorted(NETWORKS))}; one of your own is known "
             "once the module that registers it has been imported (ncsn_fast.models.registry.register)"
         )
     return NETWORKS[name]
@@ -82,7 +82,7 @@ def config_fields(config: Any) -> dict[str, Any]:
     """The configuration as plain values, with the network's name unless it is an NCSN's."""
     fields = dataclasses.asdict(config)
     name = network_of(type(config)).__name__
-    return fields if name == UNNAMED else {**fields, NAME_FIELD: name}
+    return fields if name == UNNAMED[0] else {**fields, NAME_FIELD: name}
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return fields
 
 
-def config_from_dict(fields: Mapping[str, Any], unnamed: str = UNNAMED) -> Any:
+def config_from_dict(fields: Mapping[str, Any], unnamed: str = UNNAMED[0]) -> Any:
     """The configuration again; fields that are absent take their defaults.
 
     Args:
@@ -117,21 +117,21 @@ def read_config(path: Path, unnamed: str | None = None) -> Any:
 
     Args:
         path: of the file.
-        unnamed: the network it is of if it does not say; ``None``: the first that has all of its fields, for folders
-            of small networks from before the names.
+        unnamed: the network it is of if it does not say; ``None``: told from its fields.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is no configuration of a network; the message names the file.
     """
-    name = unnamed or UNNAMED
+    name = unnamed or UNNAMED[0]
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(fields, dict):
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
             if unnamed is None:
-                fitting = (n for n, c in NETWORKS.items() if {*fields} <= {*field_names(c.Config)})
-                unnamed = next(fitting, UNNAMED)
-            name = fields.get(NAME_FIELD, unnamed)
+                fitting = (n for n in UNNAMED if {*fields} <= {*field_names(NETWORKS[n].Config)})
+                name = next(fitting, name)
+            name = fields.get(NAME_FIELD, name)
         return config_from_dict(fields, name)
     except (ValueError, TypeError) as error:  # JSON and Unicode errors are ValueErrors
         raise ValueError(f"{path} is not the configuration of {article(name)}: {error}") from error

@@ -1,7 +1,7 @@
 """Figures and pictures: grids of images, films of a chain, score fields, losses.
 
-Belongs here: the names that users import. Does not belong here: figures by matplotlib (``figures.py``), images by
-pillow (``pictures.py``).
+Belongs here: the names that users import. Does not belong here: figures by matplotlib (``figures.py``), pictures by
+pillow (``pictures.py``), how figures look and are written (``style.py``).
 """
 
 from __future__ import annotations

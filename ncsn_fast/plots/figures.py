@@ -1,11 +1,10 @@
-"""Plots: the ladder, perturbed data, the loss curve, score fields, data beside samples, trajectories, image grids.
+"""Figures: the ladder, perturbed data, the loss curve, score fields, data beside samples, trajectories, image grids.
 
-Every plot draws into the ``axes`` it is given, or into a new figure, writes a PNG to ``path`` if there is one, and
+Every function plots into the ``axes`` it is given, or into a new figure, writes a PNG to ``path`` if there is one, and
 returns the Axes (an array of them where there are several panels); ``axes.figure`` is the figure.
 
-Belongs here: turning tensors and numbers into plots. Does not belong here: computing those numbers (``metrics.py``),
-sampling, pictures of nothing but pixels (``pictures.py``; their functions can be had from here too). Matplotlib comes
-with an extra and is imported where used.
+Belongs here: turning tensors and numbers into figures. Does not belong here: computing those numbers (``evaluation``),
+sampling, colours and files (``style.py``), pictures of nothing but pixels (``pictures.py``).
 """
 
 from __future__ import annotations
@@ -22,19 +21,16 @@ from torch import Tensor
 from .. import ops
 from ..losses import perturb
 from ..streams import STREAM_PLOTS
+from . import style
 from .pictures import image_grid
+from .style import BLUE, GREY, MAGNITUDES, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which eyes of every kind tell apart; viridis for magnitudes likewise.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
-MAGNITUDES = "viridis"
-DPI = 120
 PANEL = 3.2  # inches, the side of one of several panels
 ARROWS = 19  # along each side of a score field
 SHOWN = 2000  # points at most in one panel: more run into one another
-INSTALL = 'pip install "ncsn_fast[demo]"'
 
 
 def ladder(
@@ -62,14 +58,14 @@ def ladder(
     else:
         panels = _panels(1, 2, (3.5, 4))[0]
         steps = [step_lr * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
-        panels[1].plot(numbers, steps, "o-", color=ORANGE)
+        panels[1].plot(numbers, steps, "o-", color=VERMILION)
         title = f"step sizes, {step_lr:g} at the last level"
         panels[1].set(xlabel="level", ylabel="step size", title=title)
     panels[0].plot(numbers, sigmas, "o-", color=BLUE)
     panels[0].set(xlabel="level", ylabel="sigma", title=f"{len(sigmas)} noise levels")
     for panel in panels:
         panel.set_yscale("log")
-        panel.grid(True, which="major", alpha=0.3)
+        style.grid(panel)
         panel.xaxis.get_major_locator().set_params(integer=True)
     return _done(panels[0] if step_lr is None else panels, path)
 
@@ -105,7 +101,7 @@ def loss_curve(
     if min(losses) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss, summed over a sample", title=title)
-    axes.grid(True, which="major", alpha=0.3)
+    style.grid(axes)
     axes.legend()
     return _done(axes, path)
 
@@ -159,7 +155,7 @@ def score_fields(
     Args:
         score: ``score(x, level)`` at points ``(M, 2)``, such as a network's method ``score``.
         sigmas: the ladder.
-        data: points ``(N, 2)`` to show beneath, on whose area and a margin the field is drawn.
+        data: points ``(N, 2)`` to show beneath, on whose area and a margin the field is plotted.
         levels: which levels.
         path: see the module.
         exact: ``exact(x, sigma)``, such as that of a :class:`~ncsn_fast.data.GaussianMixture`, for a second row.
@@ -185,7 +181,7 @@ def score_fields(
             length = cell * (size / large).clamp(max=1).sqrt()
             shown = arrows / size.clamp(min=1e-30) * length
             _scatter(panel, data, GREY, alpha=0.25)
-            drawn = panel.quiver(
+            plotted = panel.quiver(
                 *grid.T.tolist(),
                 *shown.T.tolist(),
                 size[:, 0].tolist(),
@@ -197,7 +193,7 @@ def score_fields(
                 width=0.006,
                 zorder=3,
             )
-            panel.figure.colorbar(drawn, ax=panel, shrink=0.8, extend="max")
+            panel.figure.colorbar(plotted, ax=panel, shrink=0.8, extend="max")
             panel.set(title=f"{name}, sigma {float(sigmas[level]):.3g}", **area)
     panels[0, -1].figure.suptitle("score fields: colour is the magnitude of the score", fontsize=11)
     return _done(panels, path)
@@ -225,7 +221,9 @@ def compare(
     margin = 0.1 * float((high - low).max())
     width, height = (high - low + 2 * margin).tolist()
     panels = _panels(1, 2, (5.0, 0.8 + 4.4 * max(0.4, min(height / width, 1.5))))[0]
-    for panel, x, color, title in zip(panels, (data, samples), (BLUE, ORANGE), titles, strict=True):
+    for panel, x, color, title in zip(
+        panels, (data, samples), (BLUE, VERMILION), titles, strict=True
+    ):
         _scatter(panel, x[:n], color)
         panel.set(
             title=f"{title} ({n} points)",
@@ -262,9 +260,9 @@ def trajectories(
         pieces = np.stack([way[:-1], way[1:]], 1)
         lines = LineCollection(pieces, cmap=MAGNITUDES, array=numbers, linewidth=1.5, alpha=0.9)
         lines.set_clim(1, max(2, len(numbers)))
-        drawn = axes.add_collection(lines)
+        plotted = axes.add_collection(lines)
     axes.scatter(*states[0].T, s=30, marker="x", color=GREY, zorder=3, label="start")
-    axes.scatter(*states[-1].T, s=26, color=ORANGE, zorder=4, label="end")
+    axes.scatter(*states[-1].T, s=26, color=VERMILION, zorder=4, label="end")
     reach = math.ceil(float(data.abs().max()))
     far = max(2 * reach, math.ceil(1.1 * float(states.abs().max())))
     axes.set(title=f"{states.shape[1]} samples on their way", xlim=(-far, far), ylim=(-far, far))
@@ -276,7 +274,7 @@ def trajectories(
     for line in (-reach, reach):
         axes.axvline(line, color=GREY, linewidth=0.6, linestyle=":")
         axes.axhline(line, color=GREY, linewidth=0.6, linestyle=":")
-    axes.figure.colorbar(drawn, ax=axes, label="state, first to last", shrink=0.8)
+    axes.figure.colorbar(plotted, ax=axes, label="state, first to last", shrink=0.8)
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.05), ncols=2, frameon=False)
     return _done(axes, path)
 
@@ -298,7 +296,7 @@ def errors(
     axes = _axes(axes, (6, 4))
     axes.loglog([float(sigma) for sigma in sigmas], values, "o-", color=BLUE)
     axes.set(xlabel="sigma", ylabel="relative error", title="learned score against the exact one")
-    axes.grid(True, which="major", alpha=0.3)
+    style.grid(axes)
     return _done(axes, path)
 
 
@@ -349,35 +347,23 @@ def _square(x: Tensor, margin: float) -> dict[str, tuple[float, float]]:
 
 def _axes(axes: Axes | None, size: tuple[float, float]) -> Axes:
     """Those that were given, or new ones."""
-    return _figure(size).add_subplot() if axes is None else axes
+    return style.new_figure(size).add_subplot() if axes is None else axes
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> np.ndarray:
     """New Axes, ``(rows, columns)`` of a size each."""
-    figure = _figure((columns * size[0], rows * size[1]))
+    figure = style.new_figure((columns * size[0], rows * size[1]))
     return figure.subplots(rows, columns, squeeze=False)
 
 
 def require() -> None:
     """ImportError, which says what to install, if matplotlib is missing: before work whose end is a plot."""
-    _figure((1, 1))
-
-
-def _figure(size: tuple[float, float]) -> Any:
-    """A figure of matplotlib itself: pyplot would keep state and might look for a display."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"plots take matplotlib: {INSTALL}") from error
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    style.new_figure((1, 1))
 
 
 def _done(axes: Any, path: str | Path | None) -> Any:
     """The Axes, their figure written to ``path`` if there is one."""
     if path is not None:
         first = axes if not isinstance(axes, np.ndarray) else axes.flat[0]
-        first.figure.savefig(path, format="png")
+        style.write(first.figure, path)
     return axes

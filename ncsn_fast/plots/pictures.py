@@ -1,11 +1,12 @@
 """Pictures of images, pixel by pixel: grids, panels, the annealing as a strip or a GIF.
 
 Belongs here: turning images into pictures, by pillow, which comes with an extra and is imported where used. Does not
-belong here: plots with axes (``plots.py``, where these functions can be had too).
+belong here: figures with axes (``figures.py``).
 """
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from ..data import to_uint8
+from ..files import write_atomically
+from .style import INSTALL
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 BACKGROUND = 255  # white, between and around images
 FONT_SIZE = 16  # pixels
 MARGIN = 12  # pixels around a panel
-INSTALL = 'pip install "ncsn_fast[demo]"'
 
 
 def image_grid(
@@ -152,7 +154,7 @@ def annealing_strip(
 
 
 def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 300) -> None:
-    """Write an endless GIF; the last frame stays four times as long.
+    """Write an endless GIF, whole or not at all; the last frame stays four times as long.
 
     Args:
         frames: pillow images of one size, at least one.
@@ -168,7 +170,9 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, ms: int = 300) -> 
         raise ValueError(f"a GIF takes frames of one size, at least one, got {sizes}")
     first, *rest = frames
     durations = [ms] * len(rest) + [4 * ms]
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    buffer = io.BytesIO()
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def require() -> None:
@@ -181,7 +185,7 @@ def _pillow(module: str) -> Any:
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:
-        raise ImportError(f"pictures take pillow: {INSTALL}") from error
+        raise ImportError(f"pictures take pillow: {INSTALL.format(extra='demo')}") from error
     return {"Image": Image, "ImageDraw": ImageDraw, "ImageFont": ImageFont}[module]
 
 

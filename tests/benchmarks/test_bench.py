@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from ncsn_fast import NCSN, ops
-from ncsn_fast.benchmarks import measure, peers, straightforward, suite
+from ncsn_fast.benchmarks import measure, peers, plain_torch, suite
 from ncsn_fast.benchmarks.cases import (
     avg_pool5,
     cond_instance_norm_elu,
@@ -202,8 +202,8 @@ def test_the_time_limit_leaves_cases_out_and_says_so(monkeypatch):
 
 def test_every_round_holds_every_peer_in_a_new_order():
     order = []
-    contestants = [Timed(lambda i=i: order.append(i) or float(i)) for i in range(3)]
-    *_, times = interleaved(contestants, ToldClock(CPU), seconds=0.0, min_rounds=4)
+    timed_calls = [Timed(lambda i=i: order.append(i) or float(i)) for i in range(3)]
+    *_, times = interleaved(timed_calls, ToldClock(CPU), seconds=0.0, min_rounds=4)
     rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
     assert rounds == [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]
     assert [t.rounds for t in times] == [[0.0] * 4, [1.0] * 4, [2.0] * 4]
@@ -580,14 +580,14 @@ def test_the_arithmetic_of_the_documented_network():
     assert forward.forward_flops(3, 8, 16) == 3 * forward.forward_flops(1, 8, 16)
 
 
-# --- the straightforward network ------------------------------------------------------------------
+# --- the network in plain PyTorch -----------------------------------------------------------------
 
 
 def pair(nf=4, dilations=(1, 2, 4, 8), channels=2):
     """NCSN and the plain network with its weights, in float64."""
     torch.manual_seed(nf)
     model = NCSN(channels, nf, 3, dilations, sigmas=[1.0, 0.3, 0.1]).double()
-    return model, straightforward.network_like(model)
+    return model, plain_torch.network_like(model)
 
 
 def images(n=3, channels=2, size=8):
@@ -622,9 +622,9 @@ def test_the_plain_loss_is_that_of_get_loss():
     x, labels = images()
     expected, _ = model.get_loss(x, labels=labels, seed=training.SEED)
     sigmas, noise = model.sigmas, training.noise_like(x)
-    loss = straightforward.loss(network, x, labels, sigmas, noise)
+    loss = plain_torch.loss(network, x, labels, sigmas, noise)
     assert relative_error(loss, expected) < TOLERANCES[torch.float64].forward
-    other = straightforward.loss(network, x, labels, sigmas, noise.flip(0))
+    other = plain_torch.loss(network, x, labels, sigmas, noise.flip(0))
     assert relative_error(other, expected) > 1e-6
 
 
@@ -639,9 +639,9 @@ def test_the_plain_loop_is_that_of_sample():
         seed=sampling.SEED,
         verbose=False,
     )
-    network = straightforward.network_like(model)
+    network = plain_torch.network_like(model)
     loop = functools.partial(
-        straightforward.sample, network, start, model.sigmas, LOOP.steps, sampling.STEP_LR
+        plain_torch.sample, network, start, model.sigmas, LOOP.steps, sampling.STEP_LR
     )
     tolerance = suite.tolerance_of(F32, network=True)
     assert relative_error(loop(sampling.Noise()), expected) <= tolerance

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from ncsn_fast.benchmarks import contests, documents, figures, report
+from ncsn_fast.benchmarks import comparisons, documents, figures, report
 from ncsn_fast.benchmarks.results import Result, Run, save
 
 ROW = Result(
@@ -110,24 +111,30 @@ def sampling(*batches: int, setting: str = "nf=32 levels=10 steps=1") -> list[Re
 
 
 def run(results: list[Result]) -> Run:
-    limits = {"copy GB/s": 25.0, f"matmul {results[0].dtype} GFLOP/s": 300.0}
+    dtype = results[0].dtype if results else "float32"
+    limits = {"copy GB/s": 25.0, f"matmul {dtype} GFLOP/s": 300.0}
     return Run(results, {"python": "3.12.1"}, limits, [])
 
 
-def sources(*results: Result) -> documents.Sources:
-    return documents.Sources({"cpu": run(list(results))})
+def sources(*results: Result, **runs: list[Result]) -> documents.Sources:
+    """What documents are filled from; ``results`` are those of a file cpu.json."""
+    held = {"cpu": list(results)} | runs if results else runs
+    pages = {name: f"results/{name}.md" for name in held}
+    return documents.Sources({name: run(rows) for name, rows in held.items()}, pages=pages)
 
 
 def lines(text: str) -> list[str]:
     """The rows of the tables in it, cells parted by single bars."""
-    return [line.strip("| ").replace(" | ", "|") for line in text.splitlines() if line[:1] == "|"]
+    return [
+        re.sub(r" \| ?", "|", line.strip("| ")) for line in text.splitlines() if line[:1] == "|"
+    ]
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
 def test_a_case_shows_the_fastest_layout_and_mode_of_each_peer():
-    header, _, case = lines(report.case_table(contests.contests_of(norm())))
+    header, _, case = lines(report.case_table(comparisons.comparisons_of(norm())))
     columns = "shape|dtype|eager|compile|native|vs eager|vs compile|rate (of limit)"
     assert header == columns + "|peak memory (eager)"
     times = "1 ms ±0.02 NCHW|500 µs ±10 NHWC max-autotune|250 µs ±5 NHWC"
@@ -135,26 +142,26 @@ def test_a_case_shows_the_fastest_layout_and_mode_of_each_peer():
 
 
 def test_by_layout_ours_is_compared_with_the_fastest_of_either_layout():
-    _, _, nchw, nhwc = lines(report.case_table(contests.contests_of(norm()), by_layout=True))
+    _, _, nchw, nhwc = lines(report.case_table(comparisons.comparisons_of(norm()), by_layout=True))
     assert "NCHW|1 ms ±0.02|600 µs ±12|400 µs ±8|2.5x|1.2x" in nchw
     assert "NHWC|1.2 ms ±0.024|500 µs ±10 max-autotune|250 µs ±5|4.0x|2.0x" in nhwc
 
 
 def test_a_noisy_figure_is_marked_wherever_it_is_used():
     quiet, noisy = row("eager", 1000), row("native", 500, status="noisy", gb_per_s=3.0)
-    text = report.case_table(contests.contests_of([quiet, noisy]))
+    text = report.case_table(comparisons.comparisons_of([quiet, noisy]))
     assert "|1 ms ±0.02 NCHW|~500 µs ±10 NCHW|~2.0x|~3 GB/s|" in lines(text)[2]
 
 
 def test_a_loss_is_bold():
-    text = report.case_table(contests.contests_of([row("eager", 100), row("native", 200)]))
+    text = report.case_table(comparisons.comparisons_of([row("eager", 100), row("native", 200)]))
     assert "|**0.50x**|" in lines(text)[2]
 
 
 def test_the_reference_is_ours_only_where_there_is_no_kernel():
     peers = [row("eager", 400), row("reference", 100), row("native", 200)]
-    assert contests.contests_of(peers)[0].ours().peer == "native"
-    assert contests.contests_of(peers[:2])[0].ours().peer == "reference"
+    assert comparisons.comparisons_of(peers)[0].ours().peer == "native"
+    assert comparisons.comparisons_of(peers[:2])[0].ours().peer == "reference"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +183,7 @@ def test_rates(fields, text):
     [(0.8642, "0.864 µs"), (999.4, "999 µs"), (999.9, "1 ms"), (12345, "12.3 ms"), (2e6, "2 s")],
 )
 def test_durations(us, text):
-    assert contests.duration(us) == text
+    assert comparisons.duration(us) == text
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -190,7 +197,7 @@ def test_what_was_not_timed_has_no_time_and_is_listed_with_its_reason():
         row("triton", None, status="not run", note="the 5 minutes were over"),
     ]
     text = report.render({"cpu": run(results)}, {})
-    assert "|1 ms ±0.02 NCHW|failed|wrong|not run|" in lines(text)[-1] + "|"
+    assert "|NCHW|1 ms ±0.02|failed|wrong|not run|" in lines(text)[-1] + "|"
     what = "cond\\_instance\\_norm\\_elu forward 8x128x32x32 float32"
     assert f"- **failed** {what}: compile NCHW: RuntimeError: a \\| b \\<c>" in text
     assert f"- **wrong** {what}: native NCHW: relative error 1.0e-03, tolerance 1e-05" in text
@@ -224,30 +231,30 @@ def block(name: str, text: str = "") -> str:
 
 def test_fill_changes_blocks_alone_and_is_idempotent():
     stale = "stale\n"
-    text = f"before `<!-- begin x -->`\n\n{block('norm', stale)}\nafter\n"
+    text = f"before `<!-- begin x -->`\n\n{block('operators', stale)}\nafter\n"
     once = documents.fill(text, sources(*norm()))
-    assert once.startswith("before `<!-- begin x -->`\n\n<!-- begin norm -->\n**Some CPU")
-    assert once.endswith("<!-- end norm -->\nafter\n") and "stale" not in once
-    assert "`benchmarks/results/cpu.json`" in once
+    assert once.startswith("before `<!-- begin x -->`\n\n<!-- begin operators -->\n|  | shape |")
+    assert once.endswith("<!-- end operators -->\nafter\n") and "stale" not in once
+    assert "(Some CPU, 2 threads, torch 2.13.0, 2026-01-02" in once
+    assert "; all cases: [cpu](results/cpu.md))" in once
     assert documents.fill(once, sources(*norm())) == once
 
 
 def test_an_unknown_block_is_refused_with_those_that_are_known():
-    with pytest.raises(ValueError, match="'norms'.*demo, points, langevin, summary"):
+    with pytest.raises(ValueError, match="'norms'.*demo, points, summary, operators"):
         documents.fill(block("norms"), documents.Sources())
-    with pytest.raises(ValueError, match="'norm' does not end"):
-        documents.fill("<!-- begin norm -->\n", documents.Sources())
-    with pytest.raises(ValueError, match="'norm' does not end"):
-        documents.fill(f"<!-- begin norm -->\n{block('norm')}", documents.Sources())
+    with pytest.raises(ValueError, match="'network' does not end"):
+        documents.fill("<!-- begin network -->\n", documents.Sources())
+    with pytest.raises(ValueError, match="'network' does not end"):
+        documents.fill(f"<!-- begin network -->\n{block('network')}", documents.Sources())
 
 
 @pytest.mark.parametrize("name", documents.BLOCKS)
-@pytest.mark.parametrize("results", [None, [], [row(group="other")]])
+@pytest.mark.parametrize("results", [None, []])
 def test_a_block_without_cases_says_so_in_a_line(name, results):
-    held = documents.Sources() if results is None else documents.Sources({"cpu": Run(results)})
+    held = sources() if results is None else sources(cpu=results)
     text = documents.BLOCKS[name](held)
-    if (name, bool(results)) != ("summary", True):  # which takes any operator
-        assert text.startswith("Not measured yet") and "\n" not in text
+    assert text.startswith("Not measured yet") and "\n" not in text
 
 
 def test_the_demo_block():
@@ -270,51 +277,71 @@ def test_the_points_block():
     assert "either Gaussian: 51.5%, 48.5%; of the data: 50.0%, 50.0%" in second
 
 
-def test_the_langevin_block_is_of_a_cpu():
-    step = {"group": "langevin_step_", "name": "step", "shape": "64x3x32x32"}
-    results = [row("eager", 1400, **step), row("compile", 7000, **step), row("native", 280, **step)]
-    text = documents.langevin(sources(*results))
-    assert lines(text)[0] == "state|eager|torch.compile|native"
-    assert lines(text)[2] == "64x3x32x32|1.4 ms ±0.028|**0.20x**|5.0x"
-    gpu = [dataclasses.replace(r, **GPU) for r in results]
-    assert documents.langevin(sources(*gpu)) == "Not measured yet on a CPU."
-
-
-def test_the_summary_has_the_ends_of_the_batches_of_each_work_on_each_device():
+def test_the_summary_is_one_table_with_the_ends_of_the_batches_of_each_work_on_each_device():
     cpu = [r for n in (1, 8, 32) for r in norm(shape=f"{n}x128x32x32")]
     cpu += norm(shape="64x32x8x8")  # not a size of the documented network
+    more = [*norm(**NETWORK), *norm(suite="model", group="RCUBlock")]
     gpu = [*norm(**GPU), *norm(**GPU | {"dtype": "float32"})]
-    text = documents.summary(documents.Sources({"cpu": run(cpu), "some-gpu": run(gpu)}))
-    assert text.index("Some CPU") < text.index("Some GPU")
-    table = lines(text)
-    assert table[2] == "`cond_instance_norm_elu` forward|1|4.0x|2.0x|32|4.0x|2.0x"
-    assert table[5] == "`cond_instance_norm_elu` forward|8|4.0x|2.0x"  # one batch alone
-    assert "bfloat16:" in text and "float32:" in text
-
-
-def test_other_blocks_have_their_cases():
-    held = sources(
-        *norm(),
-        *norm(group="max_pool5"),
-        *norm(group="norm_elu_conv3x3", setting="dilation=4"),
-        *norm(suite="model", group="RCUBlock"),
-        *norm(**NETWORK),
-        *norm(suite="train", group="training", name="step"),
-        *sampling(1),
+    text = documents.summary(sources(*cpu, more=more, gpu=gpu))
+    gains, none = "4.0x|2.0x", f"|{report.ABSENT}" * 3
+    assert lines(text)[2:] == [
+        "**Some CPU, 2 threads, float32**",
+        f"`network` forward|1|{gains}{none}",
+        f"`cond_instance_norm_elu` forward|1|{gains}|32|{gains}",
+        "**Some GPU, bfloat16**",
+        f"`cond_instance_norm_elu` forward|8|{gains}{none}",
+        "**Some GPU, float32**",
+        f"`cond_instance_norm_elu` forward|8|{gains}{none}",
+    ]
+    assert (
+        "All cases: [cpu](results/cpu.md), [more](results/more.md), [gpu](results/gpu.md)." in text
     )
-    found = {name: len(lines(block(held))) - 2 for name, block in documents.BLOCKS.items()}
-    assert {k: n for k, n in found.items() if n > 0} == {
-        **{"summary": 7, "norm": 2, "pool": 2, "conv": 2},
-        **{"layers": 1, "forward": 1, "training": 1, "sampling": 1},
-    }
-    assert "float32 dilation=4" in documents.BLOCKS["conv"](held)
+
+
+def test_other_blocks_show_the_smallest_and_the_largest_batch_of_their_works():
+    held = sources(
+        *(r for n in (1, 8, 32) for r in norm(shape=f"{n}x128x32x32")),
+        *norm(group="norm_elu_conv3x3", setting="dilation=4"),
+        *norm(suite="train", group="training", name="step"),
+        *norm(suite="model", group="RCUBlock"),
+        network=norm(**NETWORK),
+        loops=sampling(1, 4, 16),
+    )
+    found = {name: lines(block(held))[2:] for name, block in documents.BLOCKS.items()}
+    works = {n: [tuple(row.split("|")[:2]) for row in rows] for n, rows in found.items()}
+    assert works["operators"] == [
+        ("`cond_instance_norm_elu` forward", "1x128x32x32"),
+        ("`cond_instance_norm_elu` forward", "32x128x32x32"),
+        ("`norm_elu_conv3x3` forward", "8x128x32x32"),
+    ]
+    times = "1 ms|500 µs|250 µs|4.0x|2.0x|12.5 GB/s (50%)|4 MiB (12)"
+    assert found["operators"][2].endswith(f"|float32 dilation=4|{times}")
+    groups = [work.split("`")[1] for work, _ in works["network"]]
+    assert groups == ["RCUBlock", "network", "training"]
+    assert [shape for _, shape in works["sampling"]] == ["1x3x16x16", "16x3x16x16"]
+    assert "all cases: [loops](results/loops.md))" in documents.BLOCKS["sampling"](held)
+
+
+def test_a_block_tells_of_devices_without_its_cases():
+    text = documents.BLOCKS["sampling"](sources(*sampling(1), gpu=norm(**GPU)))
+    assert text.endswith("Not measured yet on Some GPU.")
+
+
+def test_a_short_table_says_why_there_is_no_time():
+    peers = [row("eager", 1000), row("compile", None, status="wrong"), row("native", None)]
+    text = report.short_table(comparisons.comparisons_of(peers))
+    assert lines(text)[2].endswith("|1 ms|wrong")
 
 
 # --- growth ---------------------------------------------------------------------------------------
 
 
+def growth(results: list[Result]) -> str:
+    return "\n\n".join(report.growth_tables(run(results)))
+
+
 def test_growth_is_marked_where_it_stops_being_linear():
-    text = documents.BLOCKS["scaling"](sources(*growing("batch")))
+    text = growth(growing("batch"))
     assert "**network forward, by batch** (float32, 16x16, nf=32)" in text
     assert lines(text)[0] == "batch|eager, per image|of linear|ncsn_fast, per image|of linear"
     assert lines(text)[2:] == [
@@ -326,14 +353,14 @@ def test_growth_is_marked_where_it_stops_being_linear():
 
 @pytest.mark.parametrize("axis", ["resolution", "width"])
 def test_work_grows_with_the_square_of_resolution_and_width(axis):
-    text = documents.BLOCKS["scaling"](sources(*growing(axis)))
+    text = growth(growing(axis))
     assert f"by {axis}** (float32, " in text
     assert [line.split("|")[2] for line in lines(text)[2:]] == ["1.0", "0.50 ↓", "0.50"]
 
 
 def test_sampling_is_per_image_and_step():
     results = [r for n in (5, 10, 20) for r in sampling(2, setting=f"nf=32 levels={n} steps=2")]
-    text = documents.BLOCKS["scaling"](sources(*results))
+    text = growth(results)
     assert "by levels** (float32, 16x16, batch=2, steps=2, nf=32)" in text
     assert lines(text)[0].startswith("levels|eager, per image and step|of linear|compile")
     # The same time at twice the levels: half of what is linear.
@@ -341,7 +368,7 @@ def test_sampling_is_per_image_and_step():
 
 
 def test_two_sizes_are_no_growth():
-    assert "Not measured yet" in documents.BLOCKS["scaling"](sources(*sampling(1, 4)))
+    assert growth(sampling(1, 4)) == ""
 
 
 # --- files and figures ----------------------------------------------------------------------------
@@ -394,8 +421,8 @@ def test_a_report_of_two_devices(results, tmp_path):
     held = documents.Sources.load(results.glob("*.json")).runs
     for path in written[1:]:
         kind, _, name = path.stem.partition("-")
-        assert figures.drawn_from(path) == figures.fingerprint(kind, held[name])
-    assert len({figures.drawn_from(path) for path in written[1:]}) == len(expected) - 1
+        assert figures.fingerprint_in(path) == figures.fingerprint(kind, held[name])
+    assert len({figures.fingerprint_in(path) for path in written[1:]}) == len(expected) - 1
 
 
 def test_files_that_hold_no_results_or_share_a_name_are_refused(results, tmp_path):
@@ -415,34 +442,41 @@ def test_update_writes_what_is_out_of_date_and_check_only_tells(results, tmp_pat
     document, images = tmp_path / "docs" / "page.md", tmp_path / "docs" / "images"
     document.parent.mkdir()
     shown = "![s](images/speedup-cpu.png) ![d](images/digits.png) ![o](https://x.org/speedup-a.png)"
-    document.write_text(f"# Speed\n\n{block('norm')}\n\n{shown}\n")
+    document.write_text(f"# Speed\n\n{block('operators')}\n\n{shown}\n")
     picture = images / "speedup-cpu.png"
 
     def update(check: bool) -> list[Path]:
         return documents.update([document], results.glob("*.json"), images, check)
 
     before = document.read_text()
-    assert update(check=True) == [document, picture]
-    assert document.read_text() == before and not images.exists()
-    assert update(check=False) == [document, picture]
-    assert "250 µs ±5" in document.read_text(encoding="utf-8")
+    page, other = results / "cpu.md", results / "a-gpu.md"
+    assert update(check=True) == [document, picture, page, other]
+    assert document.read_text() == before and not images.exists() and not page.exists()
+    assert update(check=False) == [document, picture, page, other]
+    text = document.read_text(encoding="utf-8")
+    assert "| 250 µs |" in text and "[cpu](../results/cpu.md)" in text
     assert update(check=True) == update(check=False) == []
+    raw = page.read_text(encoding="utf-8")
+    assert "network forward, by batch" in raw and "Some GPU" not in raw
+    assert "|NHWC|1.2 ms ±0.024|500 µs ±10 max-autotune|250 µs ±5|" in "".join(lines(raw))
 
-    change(results / "cpu.json", memory_mib=5.0)  # in the table, not in the figure
-    assert update(check=True) == [document]
+    change(results / "cpu.json", memory_mib=5.0)  # in the tables, not in the figure
+    assert update(check=True) == [document, page]
     change(results / "cpu.json", median_us=200.0)
-    assert update(check=False) == [document, picture]
+    assert update(check=False) == [document, picture, page]
     assert "200 µs" in document.read_text(encoding="utf-8")
 
-    drawn = picture.stat().st_mtime_ns
+    made = picture.stat().st_mtime_ns
     change(results / "cpu.json", commit="ba9876543210")
     assert update(check=False) == []  # the block names the commit of the first row
-    assert picture.stat().st_mtime_ns == drawn
+    assert picture.stat().st_mtime_ns == made
     picture.unlink()
     assert update(check=True) == [picture]
+    page.write_text("changed by hand")
+    assert update(check=True) == [picture, page]
 
 
-def test_a_document_may_not_show_what_cannot_be_drawn(results, tmp_path):
+def test_a_document_may_not_show_what_no_results_give(results, tmp_path):
     document = tmp_path / "README.md"
     document.write_text("![x](docs/images/scaling-a-gpu.png)")
     with pytest.raises(ValueError, match=r"README.md shows scaling-a-gpu.png.*speedup-cpu.png"):
@@ -451,7 +485,7 @@ def test_a_document_may_not_show_what_cannot_be_drawn(results, tmp_path):
         )
 
 
-def test_a_fingerprint_is_of_what_is_drawn():
+def test_a_fingerprint_is_of_what_is_plotted():
     before = figures.fingerprint("speedup", run(norm()))
     assert figures.fingerprint("speedup", run(norm(commit="another", error=1.0))) == before
     assert figures.fingerprint("speedup", run(norm(status="noisy"))) != before
@@ -462,20 +496,20 @@ def test_a_fingerprint_is_of_what_is_drawn():
 
 def test_a_figure_without_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing for the figure 'sampling'"):
-        figures.draw("sampling", run(norm()), tmp_path / "x.png")
+        figures.plot("sampling", run(norm()), tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("kind", ["speedup", "roofline"])
-def test_figures_of_many_dtypes_losses_and_noise_are_drawn(kind, tmp_path):
+def test_figures_of_many_dtypes_losses_and_noise_are_plotted(kind, tmp_path):
     pytest.importorskip("matplotlib")
     other = norm(dtype="bfloat16", status="noisy", gb_per_s=90.0, limit_share=3.6)
     loss = [row("eager", 100, group="x"), row("a stranger", 300, group="x", setting="odd")]
-    path = figures.draw(kind, run([*norm(), *other, *loss]), tmp_path / f"{kind}.png")
-    assert path.read_bytes().startswith(b"\x89PNG") and figures.drawn_from(path)
+    path = figures.plot(kind, run([*norm(), *other, *loss]), tmp_path / f"{kind}.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and figures.fingerprint_in(path)
 
 
 def test_a_picture_of_another_origin_carries_no_hash(tmp_path):
     image = pytest.importorskip("PIL.Image")
     image.new("L", (2, 2)).save(tmp_path / "x.png")
-    assert figures.drawn_from(tmp_path / "x.png") is None
-    assert figures.drawn_from(tmp_path / "absent.png") is None
+    assert figures.fingerprint_in(tmp_path / "x.png") is None
+    assert figures.fingerprint_in(tmp_path / "absent.png") is None

@@ -365,15 +365,15 @@ def collected(*arguments: str) -> list[str]:
     return [line for line in answer.stdout.splitlines() if "::" in line]
 
 
-def test_few_tests_are_telling_and_about_twenty_are_sanitized():
+def test_few_tests_are_representative_and_about_twenty_are_sanitized():
     everything = collected(*gpu_check.CUDA_TESTS)
-    telling = collected(*gpu_check.CUDA_TESTS, "-m", gpu_check.TELLING)
+    representative = collected(*gpu_check.CUDA_TESTS, "-m", gpu_check.REPRESENTATIVE)
     rest = collected(*gpu_check.CUDA_TESTS, "-m", gpu_check.MATRIX)
-    assert sorted(telling + rest) == sorted(everything)
-    assert len(telling) < 200 < len(rest)
+    assert sorted(representative + rest) == sorted(everything)
+    assert len(representative) < 200 < len(rest)
     chosen = [f"{file}::{test}" for file, names in gpu_check.SANITIZED.items() for test in names]
     for backend in ("native", "triton"):
-        names = collected(*chosen, "-m", gpu_check.TELLING, "-k", backend)
+        names = collected(*chosen, "-m", gpu_check.REPRESENTATIVE, "-k", backend)
         assert 15 <= len(names) <= 30
         assert {name.split("[")[0] for name in names} == set(chosen)
 

@@ -344,7 +344,7 @@ def test_a_missing_pillow_is_told_before_any_work(refused, tmp_path, monkeypatch
 
 
 def test_schedule_refuses_its_plot_before_any_work(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(options, "load_digits", lambda: pytest.fail("work was begun"))
+    monkeypatch.setattr(options, "open_images", lambda *_, **__: pytest.fail("work was begun"))
     assert "is a folder" in refused("schedule", "--plot", tmp_path)
     (tmp_path / "file").write_text("")
     assert "cannot make the folder" in refused("schedule", "--plot", tmp_path / "file" / "x.png")

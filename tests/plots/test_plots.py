@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +68,23 @@ def test_files(tmp_path):
     plots.loss_curve([3.0, 2.0, 1.5], tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as picture:
         assert min(picture.size) > 200 and len(np.unique(np.asarray(picture.convert("L")))) > 10
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png"])
+def test_a_file_that_cannot_be_written_leaves_the_old_one(name, tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    path = tmp_path / name
+    path.write_bytes(b"what was there")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        if name == "a.gif":
+            plots.save_gif([Image.new("L", (8, 8))], path)
+        else:
+            plots.loss_curve([2.0, 1.0], path)
+    assert path.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # --- plots with axes ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Results as contests: peers of a case by family, telling cases, series in which one thing varies, numbers as text.
+"""Results as comparisons: peers of a case by family, representative cases, series of cases, numbers as text.
 
 Belongs here: what tables and plots have in common. Does not belong here: how either looks.
 """
@@ -28,7 +28,7 @@ def family(peer: str) -> str:
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """All peers of one case."""
 
     results: tuple[Result, ...]
@@ -61,9 +61,9 @@ class Contest:
         return self.best(*self.our_families, layout=layout)
 
 
-def contests_of(results: Iterable[Result]) -> list[Contest]:
+def comparisons_of(results: Iterable[Result]) -> list[Comparison]:
     """The results by case, in their order."""
-    return [Contest(tuple(rows)) for rows in case_groups(results).values()]
+    return [Comparison(tuple(rows)) for rows in case_groups(results).values()]
 
 
 def speedup(ours: Result | None, other: Result | None) -> tuple[float, bool] | None:
@@ -84,16 +84,18 @@ def variables(result: Result) -> dict[str, Any]:
     return {"batch": batch, "channels": channels} | resolution | setting
 
 
-def telling(results: Iterable[Result]) -> list[Contest]:
+def representative(results: Iterable[Result]) -> list[Comparison]:
     """The smallest and the largest batch of each work and dtype, at the sizes of the documented network."""
-    works: dict[tuple[str, ...], list[Contest]] = {}
-    for contest in contests_of(results):
-        case = contest.case
-        works.setdefault((case.suite, case.group, case.name, case.dtype), []).append(contest)
+    works: dict[tuple[str, ...], list[Comparison]] = {}
+    for comparison in comparisons_of(results):
+        case = comparison.case
+        works.setdefault((case.suite, case.group, case.name, case.dtype), []).append(comparison)
     chosen = []
     for work in works.values():
-        usual = [contest for contest in work if is_usual(contest.case)] or work
-        by_batch = {variables(contest.case)["batch"]: contest for contest in reversed(usual)}
+        usual = [comparison for comparison in work if is_usual(comparison.case)] or work
+        by_batch = {
+            variables(comparison.case)["batch"]: comparison for comparison in reversed(usual)
+        }
         chosen += [by_batch[n] for n in sorted({min(by_batch), max(by_batch)})]
     return chosen
 
@@ -152,7 +154,7 @@ class Series:
     """Cases that differ in one thing, the smallest first."""
 
     axis: str
-    points: dict[int, Contest]
+    points: dict[int, Comparison]
 
     @property
     def case(self) -> Result:
@@ -171,12 +173,14 @@ class Series:
     @property
     def families(self) -> list[str]:
         """Those timed in two points or more."""
-        names = dict.fromkeys(name for contest in self.points.values() for name in contest.families)
+        names = dict.fromkeys(
+            name for comparison in self.points.values() for name in comparison.families
+        )
         return [name for name in names if len(self.line(name)) > 1]
 
     def line(self, name: str) -> dict[int, Result]:
         """The fastest of a family in each point that it has a time in."""
-        best = {value: contest.best(name) for value, contest in self.points.items()}
+        best = {value: comparison.best(name) for value, comparison in self.points.items()}
         return {value: result for value, result in best.items() if result is not None}
 
     def growth(self, name: str) -> dict[int, float]:
@@ -197,14 +201,14 @@ class Series:
 
 def series(results: Iterable[Result], axis: str, least: int = 2) -> list[Series]:
     """All series of at least so many points along an axis, in the network's forward pass and in sampling."""
-    found: dict[tuple, dict[int, Contest]] = {}
-    for contest in contests_of(results):
-        case, has = contest.case, variables(contest.case)
+    found: dict[tuple, dict[int, Comparison]] = {}
+    for comparison in comparisons_of(results):
+        case, has = comparison.case, variables(comparison.case)
         if axis not in has or (case.group != NETWORK and case.suite != SAMPLE):
             continue
         rest = tuple(sorted((key, value) for key, value in has.items() if key != axis))
         key = (case.suite, case.group, case.name, case.dtype, case.device, rest)
-        found.setdefault(key, {})[has[axis]] = contest
+        found.setdefault(key, {})[has[axis]] = comparison
     return [Series(axis, dict(sorted(p.items()))) for p in found.values() if len(p) >= least]
 
 

@@ -191,14 +191,14 @@ def sample(
     sigmas: Tensor,
     steps: int,
     step_lr: float,
-    draw: Callable[[Tensor], Tensor] = torch.randn_like,
+    noise_like: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Tensor:
     """Annealed Langevin dynamics from ``x``, clamped to [-1, 1]."""
     for level in range(len(sigmas)):
         labels = torch.full((len(x),), level, device=x.device)
         step_size = step_lr * (sigmas[level] / sigmas[-1]) ** 2
         for _ in range(steps):
-            x = x + step_size * network(x, labels) + torch.sqrt(2 * step_size) * draw(x)
+            x = x + step_size * network(x, labels) + torch.sqrt(2 * step_size) * noise_like(x)
             x = x.clamp(-1, 1)
     return x
 
@@ -239,7 +239,7 @@ def sample_points(
     sigmas: Tensor,
     steps: int,
     step_lr: float,
-    draw: Callable[[Tensor], Tensor] = torch.randn_like,
+    noise_like: Callable[[Tensor], Tensor] = torch.randn_like,
     *,
     rows: int | None = None,
 ) -> Tensor:
@@ -248,5 +248,5 @@ def sample_points(
         step_size = step_lr * (sigma / sigmas[-1]) ** 2
         each = sigma.expand(len(x) if rows is None else rows)
         for _ in range(steps):
-            x = x + step_size * network(x, each) + torch.sqrt(2 * step_size) * draw(x)
+            x = x + step_size * network(x, each) + torch.sqrt(2 * step_size) * noise_like(x)
     return x
