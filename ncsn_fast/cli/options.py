@@ -5,6 +5,7 @@ Belongs here: from the text of an option to what a Python user would pass. Does 
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -45,15 +46,6 @@ def read_data(data: str, image_size: int, channels: int) -> Tensor:
     return open_data(data, image_size, channels)[:]
 
 
-def given_options(context: typer.Context) -> set[str]:
-    """The options that were on the command line."""
-    return {
-        name
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-
-
 def choose_device(name: str) -> torch.device:
     """The device of an option; ValueError if there is none of that name."""
     if name == "auto":
@@ -80,3 +72,17 @@ def integers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise ValueError(f"{name} must be integers with commas, got {text!r}") from error
+
+
+def assignments(texts: list[str]) -> dict[str, Any]:
+    """The values of options such as ``embedding=32``: as JSON says, or a string; ValueError if there is no ``=``."""
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"--set takes NAME=VALUE, got {text!r}")
+        try:
+            values[name.strip()] = json.loads(value)
+        except ValueError:
+            values[name.strip()] = value.strip()
+    return values

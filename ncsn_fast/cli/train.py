@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
-
-import torch
+from typing import Annotated, Any, Literal
 
 from ..data.ranges import DataRangeWarning
 from ..models.config import NCSNConfig
-from ..models.ncsn import NCSN
-from ..schedules import make_sigmas, suggest_sigma_begin
-from ..training import TrainingSettings, train
-from ..training.checkpoints import CHECKPOINT_NAME, load_checkpoint
-from .options import DIGITS, choose_device, given_options, integers, read_data
+from ..training import config, dry_run, train
+from ..training.checkpoints import CHECKPOINT_NAME
+from .options import assignments, choose_device, integers, read_data
 
 try:
     import typer
@@ -23,42 +18,94 @@ except ImportError:  # an extra; main says so
     typer = None
 
 
+def _option(name: str, text: str, *flags: str, shown: str | None = None) -> Any:
+    """An option that sets a value of the run, ``None`` if it is not given; its help shows the default."""
+    defaults = config.RunConfig().values() | {"network": "ncsn"}
+    default = defaults.get(name, getattr(NCSNConfig(), name, None))
+    return typer.Option(*flags, help=text, show_default=str(default) if shown is None else shown)
+
+
 def train_command(
     context: typer.Context,
+    preset: Annotated[
+        str | None, typer.Option(help=f"Values to start from: {', '.join(config.preset_names())}.")
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="TOML file with values by these names, over the preset's."),
+    ] = None,
     data: Annotated[
-        str,
-        typer.Option(help='Folder of images, .npy or .npz file, or "digits" (scikit-learn\'s).'),
-    ] = DIGITS,
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, model/ and losses.")] = Path(
-        "ncsn_run"
-    ),
-    image_size: Annotated[int, typer.Option(help="Height and width; digits are 8.")] = 32,
-    channels: Annotated[int, typer.Option(help="1 for grey, 3 for RGB; digits have 1.")] = 3,
-    iterations: Annotated[int, typer.Option(help="Training steps in all.")] = 10_000,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+        str | None,
+        _option("data", 'Folder of images, .npy or .npz file, or "digits" (scikit-learn\'s).'),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the checkpoint, model/, losses and config.toml.")
+    ] = Path("ncsn_run"),
+    image_size: Annotated[
+        int | None, _option("image_size", "Height and width; digits are 8.")
+    ] = None,
+    channels: Annotated[
+        int | None, _option("channels", "1 for grey, 3 for RGB; digits have 1.")
+    ] = None,
+    iterations: Annotated[int | None, _option("iterations", "Training steps in all.")] = None,
+    batch_size: Annotated[
+        int | None, _option("batch_size", "Images a step.", "--batch-size", "--batch")
+    ] = None,
+    lr: Annotated[float | None, _option("lr", "Learning rate of Adam.")] = None,
     lr_schedule: Annotated[
-        Literal["cosine", "constant"], typer.Option(help="Down to zero at the end, or not.")
-    ] = "cosine",
-    warmup: Annotated[int, typer.Option(help="Steps over which the learning rate rises.")] = 50,
-    ema: Annotated[float, typer.Option(help="Decay of the moving average of weights.")] = 0.999,
-    grad_clip: Annotated[float, typer.Option(help="Largest gradient norm; 0: any.")] = 10.0,
-    nf: Annotated[int, typer.Option(help="Width of the network.")] = 128,
-    num_classes: Annotated[int, typer.Option(help="Noise levels.")] = 10,
-    dilations: Annotated[str, typer.Option(help="Of the four stages.")] = "1,2,4,8",
+        Literal["cosine", "constant"] | None,
+        _option("lr_schedule", "Down to zero at the end, or not."),
+    ] = None,
+    warmup: Annotated[
+        int | None, _option("warmup", "Steps over which the learning rate rises.")
+    ] = None,
+    ema_decay: Annotated[
+        float | None,
+        _option("ema_decay", "Decay of the moving average of weights.", "--ema-decay", "--ema"),
+    ] = None,
+    grad_clip: Annotated[
+        float | None, _option("grad_clip", "Largest gradient norm; 0: any.")
+    ] = None,
+    weighting: Annotated[
+        Literal["sigma2", "one", "learned"] | None,
+        _option("weighting", "Of the noise levels in the loss."),
+    ] = None,
+    levels: Annotated[
+        Literal["ladder", "continuous"] | None,
+        _option("levels", "Those of the ladder, or any between its ends (not of ncsn)."),
+    ] = None,
+    network: Annotated[
+        str | None, _option("network", f"One of {', '.join(config.network_names())}.")
+    ] = None,
+    nf: Annotated[int | None, _option("nf", "Width of the network.")] = None,
+    num_classes: Annotated[int | None, _option("num_classes", "Noise levels.")] = None,
+    dilations: Annotated[
+        str | None, _option("dilations", "Of the four stages of ncsn.", shown="1,2,4,8")
+    ] = None,
     norm: Annotated[
-        Literal["instance", "instance++"], typer.Option(help="Which normalisation.")
-    ] = "instance",
+        Literal["instance", "instance++"] | None, _option("norm", "Which normalisation, of ncsn.")
+    ] = None,
     sigma_begin: Annotated[
         float | None,
-        typer.Option(
-            help="Largest noise level.",
-            show_default="largest distance between two of the images",
+        _option(
+            "sigma_begin",
+            "Largest noise level.",
+            shown="largest distance between two of the images",
         ),
     ] = None,
-    sigma_end: Annotated[float, typer.Option(help="Smallest noise level.")] = 0.01,
-    seed: Annotated[int, typer.Option(help="Of weights, order, levels and noise.")] = 0,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    sigma_end: Annotated[float | None, _option("sigma_end", "Smallest noise level.")] = None,
+    seed: Annotated[int | None, _option("seed", "Of weights, order, levels and noise.")] = None,
+    checkpoint_every: Annotated[
+        int | None, _option("checkpoint_every", "Steps between checkpoints.")
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE, any other value, such as embedding=32; again."),
+    ] = None,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would happen, and train and write nothing."),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in OUT, with its settings.")
     ] = False,
@@ -69,64 +116,56 @@ def train_command(
 ) -> None:
     """Train a network on images. Ctrl-C stops after a checkpoint; --resume goes on exactly.
 
-    When resuming, options that are not given are those of the run; only --iterations and
-    --checkpoint-every may differ.
+    What is not given is as --config says, or --preset, or the run that is resumed, or the default. When resuming, only
+    --iterations and --checkpoint-every may differ from the run.
     """
     where = choose_device(device)
-    given = given_options(context)
-    settings = {
-        "iterations": iterations,
-        "batch_size": batch,
-        "lr": lr,
-        "lr_schedule": lr_schedule,
-        "warmup": warmup,
-        "ema_decay": ema,
-        "grad_clip": grad_clip,
-        "seed": seed,
-        "checkpoint_every": checkpoint_every,
-    }
-    shape = {
-        "nf": nf,
-        "num_classes": num_classes,
-        "dilations": integers("dilations", dilations),
-        "norm": norm,
-    }
-    sigmas, begin = None, sigma_begin
-    if resume:
-        held = load_checkpoint(out / CHECKPOINT_NAME)
-        option_of = {"batch_size": "batch", "ema_decay": "ema"}
-        settings = held.settings | {
-            name: value for name, value in settings.items() if option_of.get(name, name) in given
-        }
-        held_shape = dataclasses.asdict(held.config)
-        shape = {
-            name: value if name in given else held_shape[name] for name, value in shape.items()
-        }
-        if not given & {"num_classes", "sigma_begin", "sigma_end"}:
-            sigmas = held.config.sigmas
-        else:  # rounded: the ladder is kept in float32, and was made from these numbers before
-            ends = [float(f"{held.config.sigmas[i]:.6g}") for i in (0, -1)]
-            begin = ends[0] if begin is None else begin
-            sigma_end = sigma_end if "sigma_end" in given else ends[1]
-        channels = channels if "channels" in given else held.config.in_channels
-        image_size = image_size if "image_size" in given else held.image_size[0]
-    checked_settings = TrainingSettings(**settings)
-
-    images = read_data(data, image_size, channels)
-    if sigmas is None:
-        begin = suggest_sigma_begin(images.to(where)) if begin is None else begin
-        sigmas = make_sigmas(begin, sigma_end, shape["num_classes"])
-    config = NCSNConfig(in_channels=images.shape[1], sigmas=sigmas, **shape)
-    torch.manual_seed(checked_settings.seed)
-    model = NCSN(config).to(memory_format=torch.channels_last)
+    given = {name: context.params[name] for name in config.run_names() if name in context.params}
+    if dilations is not None:
+        given["dilations"] = integers("dilations", dilations)
+    run = config.merge_config(
+        preset=preset,
+        file=config_file,
+        run=out if resume else None,
+        **given | assignments(more or []),
+    )
+    images = run.in_range(read_data(run.data, run.image_size, run.channels))
+    run = run.resolved(images, where)
+    model = run.new_network(images)
+    sigmas = model.sigmas.tolist()
     typer.echo(
         f"{len(images)} images of {tuple(images.shape[1:])}; "
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
-        f"{config.num_classes} sigmas from {sigmas[0]:.4g} to {sigmas[-1]:.4g}; on {where}"
+        f"{len(sigmas)} sigmas from {sigmas[0]:.4g} to {sigmas[-1]:.4g}; on {where}"
     )
+    how = {"resume": resume, "overwrite": overwrite, "device": where}
+    if dry:
+        _show(run, dry_run.estimate(model, images, run.settings, out, **how), out)
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataRangeWarning)  # read_data has told it
-        train(
-            model, images, checked_settings, out, resume=resume, overwrite=overwrite, device=where
-        )
+        train(model, images, run.settings, out, config=run, **how)
     typer.echo(f"trained: {out / CHECKPOINT_NAME}; draw with: ncsn-fast sample {out}")
+
+
+def _show(run: config.RunConfig, estimate: dry_run.Estimate, out: Path) -> None:
+    values = ", ".join(f"{name} {value}" for name, value in run.values().items())
+    typer.echo(
+        f"run      {values}\n"
+        f"memory   {_megabytes(estimate.state_bytes)} for weights, gradients, average and optimiser; "
+        f"{_megabytes(estimate.batch_bytes)} for a batch; {_megabytes(estimate.data_bytes)} of data\n"
+        f"time     {estimate.seconds_per_step:.3g} s a step, "
+        f"about {_duration(estimate.seconds)} for {estimate.steps - estimate.steps_done} steps\n"
+        f"folder   {out}: nothing was written, this was a dry run"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,7 +1,7 @@
 """The demo: train on handwritten digits, draw new ones, and measure how far they are from the data.
 
-Belongs here: the choice of settings and the report of the run. Does not belong here: training, sampling, pictures and
-metrics themselves.
+Belongs here: how samples are drawn, and the report of the run. Does not belong here: the settings of the training
+(``presets/digits.toml``); training, sampling, pictures and metrics themselves.
 """
 
 from __future__ import annotations
@@ -17,34 +17,14 @@ from .. import __version__, info, plots
 from ..data import load_digits
 from ..evaluation.metrics import PCAFeatures, frechet_distance, nearest_distances
 from ..files import write_atomically
-from ..models.config import NCSNConfig
-from ..models.ncsn import NCSN
-from ..schedules import make_sigmas
 from ..training.checkpoints import CHECKPOINT_NAME, MODEL_NAME, load_checkpoint
+from ..training.config import merge_config
 from ..training.log import LOSSES_NAME, read_losses
-from ..training.settings import TrainingSettings
 from ..training.trainer import train
 
-CONFIG = NCSNConfig(
-    in_channels=1,
-    nf=32,
-    num_classes=10,
-    dilations=(1, 1, 2, 2),  # 8x8 pixels: wider ones would look at the border
-    norm="instance++",  # keeps the brightness of an image, which the plain norm loses
-    sigmas=make_sigmas(5.0, 0.08, 10),
-)
-SETTINGS = {
-    "iterations": 1000,
-    "batch_size": 64,
-    "lr": 2e-3,
-    "warmup": 50,
-    "lr_schedule": "cosine",
-    "ema_decay": 0.995,
-    "grad_clip": 10.0,
-    "checkpoint_every": 200,
-}
+PRESET = "digits"  # ncsn_fast/presets/digits.toml: the network and its training
 STEPS_EACH_LEVEL = 20
-STEP_LR = 0.2 * CONFIG.sigmas[-1] ** 2  # a fifth of the variance of a level's noise a step
+STEP_LR = 0.2  # of the variance of the last level's noise, a step
 GRID = 100  # images in a picture
 STRIP = 8  # images whose annealing is shown
 SCALE, GAP = 5, 12  # the digits fill their 8x8 pixels: without a gap, neighbours run together
@@ -79,13 +59,11 @@ def run(
         raise ValueError(f"n_samples must be at least 2, got {n_samples}")
     out = Path(out)
     images, heldout = load_digits("train"), load_digits("heldout")
-    torch.manual_seed(seed)
-    model = NCSN(CONFIG).to(memory_format=torch.channels_last)
-    changes = {"seed": seed} if iterations is None else {"seed": seed, "iterations": iterations}
-    settings = TrainingSettings(**SETTINGS | changes)
+    config = merge_config(preset=PRESET, seed=seed, iterations=iterations)
+    model, settings = config.new_network(images), config.settings
     begin = time.perf_counter()
     resume = (out / CHECKPOINT_NAME).exists()
-    model = train(model, images, settings, out, resume=resume, verbose=verbose)
+    model = train(model, images, settings, out, resume=resume, verbose=verbose, config=config)
     training_seconds = time.perf_counter() - begin
 
     frames: list[Tensor] = []
@@ -94,7 +72,7 @@ def run(
         n_samples,
         8,
         n_steps_each=STEPS_EACH_LEVEL,
-        step_lr=STEP_LR,
+        step_lr=STEP_LR * float(model.sigmas[-1]) ** 2,
         clip=False,  # the states of the wide levels lie far outside [-1, 1]
         denoise=True,
         init_dist="normal",
@@ -115,7 +93,8 @@ def run(
         "torch": torch.__version__,
         "ncsn_fast": __version__,
     }
-    draw(out, samples, heldout, [*frames, samples])
+    # The last frame is the denoised end.
+    draw(out, samples, heldout, [*frames, samples], [*model.sigmas.tolist(), 0.0])
     write_atomically(out / "metrics.json", (json.dumps(numbers, indent=2) + "\n").encode())
     if verbose:
         print(render(numbers))
@@ -159,13 +138,14 @@ def render(numbers: dict[str, float | str]) -> str:
     )
 
 
-def draw(out: Path, samples: Tensor, heldout: Tensor, frames: list[Tensor]) -> None:
-    """The pictures of the run. ``frames`` is the state after each level, and the end."""
+def draw(
+    out: Path, samples: Tensor, heldout: Tensor, frames: list[Tensor], sigmas: list[float]
+) -> None:
+    """The pictures of the run. ``frames`` is the state after each level, whose sigmas are given, and the end."""
     shown = {"samples": samples, "held-out data": heldout}
     grids = {name: plots.image_grid(x[:GRID], scale=SCALE, gap=GAP) for name, x in shown.items()}
     plots.side_by_side(grids).save(out / "samples.png")
     strip = [frame[:STRIP] for frame in frames]
-    sigmas = [*CONFIG.sigmas, 0.0]  # the denoised end
     plots.annealing_strip(strip, sigmas, scale=SCALE).save(out / "annealing.png")
     film = [plots.image_grid(frame[:GRID], scale=SCALE, gap=GAP) for frame in frames]
     plots.save_gif(film, out / "annealing.gif", ms=400)

@@ -1,21 +1,25 @@
 """Training: settings, a run that can stop at any moment and go on exactly, and its files.
 
-Belongs here: the names that users import. Does not belong here: the settings (``settings.py``), the loop
-(``trainer.py``), the record of losses (``log.py``), checkpoints (``checkpoints.py``); the objective's formula
-(``losses.py`` of the package above).
+Belongs here: the names that users import. Does not belong here: the settings (``settings.py``), the loop and its parts
+(``trainer.py``, which names their files), checkpoints (``checkpoints.py``); the objective's formula (``losses.py`` of
+the package above).
 """
 
 from __future__ import annotations
 
+from .guards import TrainingInterrupted
 from .log import LOSSES_NAME, TrainingError, read_losses
+from .objective import Objective
 from .settings import CONTINUOUS, LADDER, LEARNED, TrainingSettings
-from .trainer import TrainingInterrupted, train
+from .trainer import Trainer, train
 
 __all__ = [
     "CONTINUOUS",
     "LADDER",
     "LEARNED",
     "LOSSES_NAME",
+    "Objective",
+    "Trainer",
     "TrainingError",
     "TrainingInterrupted",
     "TrainingSettings",

@@ -130,10 +130,91 @@ def test_resume_takes_the_settings_of_the_run(ncsn_fast, refused, tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint.pt").step == 2
 
 
+def test_a_preset_a_file_and_options_are_merged_and_kept(ncsn_fast, tmp_path):
+    file, out = tmp_path / "mine.toml", tmp_path / "run"
+    file.write_text("nf = 8\nbatch_size = 4\nlr = 1e-4\n")
+    sources = ["--preset", "digits", "--config", file, "--lr", 1e-3, "--iterations", 2]
+    status, text, _ = ncsn_fast("train", *sources, "--set", "pool_padding=zero", "--out", out)
+    assert status == 0 and "10 sigmas from 5 to 0.08" in text
+    checkpoint = load_checkpoint(out / "checkpoint.pt")
+    assert (checkpoint.config.nf, checkpoint.config.norm) == (8, "instance++")
+    assert checkpoint.config.pool_padding == "zero"
+    assert (checkpoint.settings["lr"], checkpoint.settings["batch_size"]) == (1e-3, 4)
+    kept = (out / "config.toml").read_text()
+    # What is kept makes the same run again.
+    again = ["--config", out / "config.toml", "--out", tmp_path / "again"]
+    assert ncsn_fast("train", *again)[0] == 0
+    assert (tmp_path / "again" / "config.toml").read_text() == kept
+    other = load_checkpoint(tmp_path / "again" / "checkpoint.pt")
+    assert all(torch.equal(other.model[name], checkpoint.model[name]) for name in other.model)
+
+
+def test_a_resumed_run_knows_its_data(ncsn_fast, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8))
+    out = tmp_path / "run"
+    where = ["--data", tmp_path / "x.npy", "--image-size", 8, "--channels", 1, "--sigma-begin", 5]
+    constant = ["--lr-schedule", "constant"]
+    assert ncsn_fast("train", *SMALL, *where, *constant, "--iterations", 1, "--out", out)[0] == 0
+    assert ncsn_fast("train", "--resume", "--iterations", 2, "--out", out)[0] == 0
+    assert load_checkpoint(out / "checkpoint.pt").step == 2
+
+
+def test_train_another_network(ncsn_fast, tmp_path):
+    options = ["--network", "cnn", "--nf", 8, "--set", "embedding=6", "--levels", "continuous"]
+    small = ["--batch", 4, "--num-classes", 3, "--sigma-begin", 5, "--sigma-end", 0.1]
+    run = ["train", *options, *small, "--out", tmp_path, "--lr-schedule", "constant"]
+    assert ncsn_fast(*run, "--iterations", 2)[0] == 0
+    config = load_checkpoint(tmp_path / "checkpoint.pt").config
+    assert type(config).__name__ == "ScoreCNNConfig"
+    assert (config.in_channels, config.image_size, config.nf, config.embedding) == (1, 8, 8, 6)
+    assert ncsn_fast("train", "--resume", "--iterations", 3, "--out", tmp_path)[0] == 0
+    assert load_checkpoint(tmp_path / "checkpoint.pt").step == 3
+
+
+def test_train_a_network_of_another_range(ncsn_fast, tmp_path):
+    """The authors' networks take images in [0, 1]; the ladder is of those too."""
+    small = ["--network", "officialncsn", "--nf", 8, "--batch", 2, "--num-classes", 3]
+    run = ["train", *small, "--sigma-end", 0.1, "--iterations", 1, "--out", tmp_path]
+    assert ncsn_fast(*run)[0] == 0
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert type(checkpoint.config).__name__ == "OfficialNCSNConfig"
+    assert checkpoint.config.sigmas[0] == pytest.approx(9.63 / 2, rel=1e-2)
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(ncsn_fast, refused, trained, tmp_path):
+    out = tmp_path / "run"
+    status, text, _ = ncsn_fast("train", *SMALL, "--iterations", 50, "--dry-run", "--out", out)
+    assert status == 0
+    assert text.startswith("1540 images of (1, 8, 8); ")
+    for part in (
+        "nf 4",
+        "iterations 50",
+        "data digits",
+        " MB for a batch",
+        "s a step, about ",
+        "50 s",
+    ):
+        assert part in text
+    assert "nothing was written" in text and not out.exists()
+    before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
+    resume = ["train", "--resume", "--iterations", 9, "--lr-schedule", "cosine", "--dry-run"]
+    assert "for 5 steps" in ncsn_fast(*resume, "--out", trained)[1]
+    assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
+    assert "exists: resume that run" in refused("train", *SMALL, "--dry-run", "--out", trained)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "the data path nowhere does not exist"),
+        (["--preset", "cats"], "preset must be one of ('digits'"),
+        (["--config", "nosuch.toml"], "nosuch.toml: No such file or directory"),
+        (["--config", "bad.toml"], "bad.toml: 'lrate' is no name of a run with the network 'ncsn'"),
+        (["--network", "gan"], "network must be one of ('ncsn', "),
+        (["--network", "cnn", "--norm", "instance"], "'norm' is no name of a run with the networ"),
+        (["--network", "mlp"], "network 'mlp' with these options takes values of any range"),
+        (["--set", "nf"], "--set takes NAME=VALUE, got 'nf'"),
+        (["--set", "nf=many"], "nf must be an int >= 1, got the string 'many'"),
         (["--data", "{tmp}/empty"], "holds no image"),
         (["--data", "{tmp}/text.png"], "cannot read {tmp}/text.png as an image"),
         (["--out", "{tmp}/text.png/run"], "could not write {tmp}/text.png/run"),
@@ -155,6 +236,7 @@ def test_train_mistakes(refused, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("text")
+    (tmp_path / "bad.toml").write_text("lrate = 1")
     arguments = [a.format(tmp=tmp_path) for a in arguments]
     assert message.format(tmp=tmp_path) in refused("train", *arguments)
     assert not list(tmp_path.rglob("checkpoint.pt"))

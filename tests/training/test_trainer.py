@@ -15,7 +15,7 @@ import torch
 
 from ncsn_fast import NCSN, NCSNConfig, ScoreMLP
 from ncsn_fast.files import CheckpointError
-from ncsn_fast.training import TrainingError, TrainingSettings, read_losses, train, trainer
+from ncsn_fast.training import TrainingError, TrainingSettings, guards, read_losses, train
 from ncsn_fast.training.checkpoints import load_checkpoint, load_model, save_checkpoint
 from ncsn_fast.training.log import LossLog
 
@@ -291,10 +291,10 @@ def torch_default(name):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.skipif(trainer.fcntl is None, reason="no locks of this kind")
+@pytest.mark.skipif(guards.fcntl is None, reason="no locks of this kind")
 def test_two_runs_in_one_folder(tmp_path):
     with (
-        trainer._sole_run(tmp_path),
+        guards.sole_run(tmp_path),
         pytest.raises(TrainingError, match="another run is training"),
     ):
         run(tmp_path)

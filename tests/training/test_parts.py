@@ -1,0 +1,164 @@
+"""The trainer's parts: the objective, the order of the data, what is known of them again, and replacing one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from ncsn_fast import NCSN, NCSNConfig, ScoreMLP
+from ncsn_fast.files import CheckpointError
+from ncsn_fast.losses import LearnedWeighting
+from ncsn_fast.training import TrainingSettings, train
+from ncsn_fast.training.checkpoints import load_checkpoint, save_checkpoint
+from ncsn_fast.training.objective import Objective
+from ncsn_fast.training.order import FINGERPRINT_ROWS, Batches, describe_data
+from ncsn_fast.training.trainer import Trainer
+
+CONFIG = NCSNConfig(in_channels=1, nf=4, num_classes=3, sigmas=(1.0, 0.3, 0.1))
+SETTINGS = TrainingSettings(iterations=4, batch_size=4, checkpoint_every=3, warmup=0)
+IMAGES = torch.rand(10, 1, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+POINTS = torch.randn(FINGERPRINT_ROWS + 900, 2, generator=torch.Generator().manual_seed(0))
+
+
+def new_model():
+    torch.manual_seed(0)
+    return NCSN(CONFIG)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+@pytest.mark.parametrize("weighting", ["sigma2", "one", "learned"])
+def test_the_objective_is_the_networks_loss_and_holds_what_is_learned(weighting):
+    model, labels = new_model(), torch.tensor([0, 2, 1])
+    objective = Objective(model, weighting)
+    loss = objective(IMAGES[:3], labels=labels, seed=5)
+    expected, _ = model.get_loss(
+        IMAGES[:3], labels=labels, seed=5, weighting=objective.learned or weighting
+    )
+    assert torch.equal(loss, expected)
+    loss.backward()
+    learned = objective.learned
+    assert isinstance(learned, LearnedWeighting) == (weighting == "learned")
+    own = set() if learned is None else set(learned.parameters())
+    assert set(objective.parameters()) == {*model.parameters(), *own}
+    assert all(p.grad is not None for p in (*own, model.end_conv.weight))
+
+
+def test_the_objective_takes_sigmas():
+    model = ScoreMLP(2, hidden=(8,), sigmas=(1.0, 0.1))
+    torch.nn.init.normal_(model.last.weight)
+    sigma = torch.tensor([0.2, 0.7])
+    loss = Objective(model)(POINTS[:2], sigma=sigma, seed=3)
+    assert torch.equal(loss, model.get_loss(POINTS[:2], sigma=sigma, seed=3)[0])
+
+
+def test_the_objective_is_what_data_parallelism_wraps():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        objective = Objective(new_model())
+        parallel = torch.nn.parallel.DistributedDataParallel(objective)
+        loss = parallel(IMAGES[:3], labels=torch.tensor([0, 2, 1]), seed=5)
+        loss.backward()
+        alone = Objective(new_model())
+        alone(IMAGES[:3], labels=torch.tensor([0, 2, 1]), seed=5).backward()
+        for ours, theirs in zip(objective.parameters(), alone.parameters(), strict=True):
+            assert (ours.grad is None) == (theirs.grad is None)
+            assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_only_a_batch_is_moved_to_the_device():
+    batches = Batches(IMAGES, SETTINGS, torch.empty(3, device="meta"))
+    batch = batches.at(0)
+    assert batch.x.device.type == batch.levels["labels"].device.type == "meta"
+    assert batch.x.shape == (4, 1, 6, 6)
+    assert batches.data is IMAGES
+
+
+def test_data_in_a_memory_mapped_file_train_as_data_in_memory(tmp_path):
+    np.save(tmp_path / "x.npy", IMAGES.numpy())
+    mapped = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="c"))
+    for name, data in (("memory", IMAGES), ("file", mapped)):
+        train(new_model(), data, SETTINGS, tmp_path / name, verbose=False)
+    memory, file = (load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("memory", "file"))
+    assert same(memory.model, file.model) and memory.data == file.data
+
+
+def test_data_are_known_again():
+    here = describe_data(POINTS)
+    assert here == describe_data(POINTS.clone())
+    assert here["fingerprint"].startswith("4096 rows: ")
+    for row in (0, len(POINTS) - 1):
+        other = POINTS.clone()
+        other[row] += 1e-3
+        assert describe_data(other) != here
+    assert describe_data(POINTS.flip(0)) != here
+    assert describe_data(POINTS[:-1]) != here
+    few = describe_data(POINTS[:FINGERPRINT_ROWS])["fingerprint"]
+    assert few.isalnum() and len(few) == 16  # of all samples, as ever
+
+
+def test_a_start_reads_a_sample_of_the_data_only(monkeypatch):
+    seen = []
+    contiguous = torch.Tensor.contiguous
+    monkeypatch.setattr(
+        torch.Tensor, "contiguous", lambda x: (seen.append(len(x)), contiguous(x))[1]
+    )
+    describe_data(POINTS)
+    assert seen == [FINGERPRINT_ROWS]
+
+
+def test_a_run_with_the_fingerprint_of_all_samples_goes_on(tmp_path):
+    """As versions before wrote it; other data are still told, where a sample of the rows would not show it."""
+    settings = dataclasses.replace(SETTINGS, lr_schedule="constant")
+
+    def run(data, iterations, **arguments):
+        torch.manual_seed(0)
+        model = ScoreMLP(2, hidden=(8,), sigmas=(1.0, 0.1))
+        more = dataclasses.replace(settings, iterations=iterations)
+        train(model, data, more, tmp_path, verbose=False, **arguments)
+
+    run(POINTS, 2)
+    path = tmp_path / "checkpoint.pt"
+    checkpoint = load_checkpoint(path)
+    checkpoint.data["fingerprint"] = hashlib.sha256(POINTS.numpy().tobytes()).hexdigest()[:16]
+    save_checkpoint(checkpoint, path)
+    for row in range(len(POINTS)):
+        other = POINTS.clone()
+        other[row] += 1
+        if describe_data(other) == describe_data(POINTS):
+            break
+    with pytest.raises(CheckpointError, match="another data set: fingerprint"):
+        run(other, 4, resume=True)
+    run(POINTS, 4, resume=True)
+    assert load_checkpoint(path).step == 4
+    assert load_checkpoint(path).data == describe_data(POINTS)  # from now on the short one
+
+
+def test_a_part_can_be_replaced(tmp_path):
+    class Doubled(Objective):
+        def forward(self, x, **arguments):
+            return 2 * super().forward(x, **arguments)
+
+    trainer = Trainer(new_model(), IMAGES, SETTINGS, tmp_path)
+    trainer.optimizer = torch.optim.SGD(trainer.parameters, lr=0.0)
+    trainer.objective = Doubled(trainer.model)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    plain = Objective(trainer.model)(
+        trainer.batches.at(0).x, **trainer.batches.at(0).levels, seed=0
+    )
+    trainer.settings = dataclasses.replace(SETTINGS, iterations=1)
+    loss, rate = trainer.train_step()
+    assert rate > 0 and loss > 1.9 * plain
+    assert not same(before, trainer.model.state_dict())
+    network = trainer.run(verbose=False)
+    assert same(network.state_dict(), trainer.average.module.state_dict())
