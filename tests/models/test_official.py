@@ -16,7 +16,7 @@ from support.official_oracles import (
     worst_sample,
 )
 
-from ncsn_fast import ops
+from ncsn_fast import load_official, load_pretrained, ops, save_official
 from ncsn_fast.losses import (
     annealed_score_matching_loss,
     denoising_score_matching_loss,
@@ -33,6 +33,8 @@ from ncsn_fast.models.official import (
     OfficialNCSNConfig,
 )
 from ncsn_fast.schedules import make_sigmas
+from ncsn_fast.training import TrainingSettings, train
+from ncsn_fast.training.checkpoints import load_checkpoint
 
 EACH = pytest.mark.parametrize("name", NETWORKS)
 COUNTS = {
@@ -430,3 +432,47 @@ def test_configurations():
     with pytest.raises(ValueError, match="num_classes"):
         OfficialNCSNConfig(num_classes=0)
     assert OfficialNCSN.data_range == NCSNv2Deepest.data_range == (0.0, 1.0)
+
+
+# --- as any network: trained, saved, and in the authors' form -----------------------------------------
+
+
+@EACH
+def test_loss_is_twice_the_authors(name):
+    model = small(name)
+    x, labels = torch.rand(3, 3, 16, 16), torch.tensor([0, 2, 4])
+    loss, drawn = model.get_loss(x, labels=labels, seed=3)
+    sigma = model.sigmas.index_select(0, labels).view(-1, 1, 1, 1)
+    z = ops.philox_normal(x.shape, seed=3, stream=ops.STREAM_TRAINING)
+    noisy = x + sigma * z
+    target = -(noisy - x) / sigma**2
+    theirs = ((model(noisy, labels) - target).square() * sigma**2).flatten(1).sum(1).mean() / 2
+    torch.testing.assert_close(loss, 2 * theirs, rtol=1e-4, atol=0)
+    assert torch.equal(drawn, labels)
+
+
+@EACH
+def test_a_trained_network_in_the_authors_form_and_back(name, tmp_path):
+    model, x = NETWORKS[name](1, 2, 3, sigmas=make_sigmas(2.0, 0.5, 3)), torch.rand(4, 1, 16, 16)
+    settings = TrainingSettings(iterations=3, batch_size=2, warmup=0, lr=1e-2)
+    train(model, x, settings, tmp_path / "run", verbose=False)
+    run = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    average, last = run.ema_model(), run.last_model()
+    moving = {key: value for key, value in run.ema.items() if key != "sigmas"}
+    more = {} if name == "ncsn_v1" else {"ema": moving, "step": run.step}
+    save_official(average if name == "ncsn_v1" else last, tmp_path / "official.pth", **more)
+    ladder = model.sigmas if name == "ncsn_v1" else None
+    back = load_official(tmp_path / "official.pth", sigmas=ladder)
+    torch.testing.assert_close(back.state_dict(), average.state_dict(), rtol=0, atol=0)
+    assert torch.equal(back.sigmas, model.sigmas)
+    if name != "ncsn_v1":
+        raw = load_official(tmp_path / "official.pth", weights="raw")
+        torch.testing.assert_close(raw.state_dict(), last.state_dict(), rtol=0, atol=0)
+        assert not torch.equal(raw.end_conv.weight, back.end_conv.weight)
+    back.save_pretrained(tmp_path / "folder")
+    again = load_pretrained(tmp_path / "folder")
+    assert type(again) is NETWORKS[name] and torch.equal(again.sigmas, model.sigmas)
+    labels = torch.tensor([0, 2])
+    assert torch.equal(again(x[:2], labels), average(x[:2], labels))
+    drawn = [m.sample(2, 16, n_steps_each=1, seed=1) for m in (again, average)]
+    assert torch.equal(*drawn)
