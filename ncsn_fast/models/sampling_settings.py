@@ -35,7 +35,7 @@ def save_sampling(folder: str | Path, options: Mapping[str, Any]) -> None:
     if not options:
         path.unlink(missing_ok=True)
         return
-    write_atomically(path, (json.dumps(_checked(options), indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(check_sampling(options), indent=1) + "\n").encode())
 
 
 def load_sampling(source: str | Path) -> dict[str, Any]:
@@ -53,17 +53,18 @@ def load_sampling(source: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return _checked(json.loads(path.read_text(encoding="utf-8")))
+        return check_sampling(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} does not hold options of sampling: {error}") from error
 
 
-def _checked(options: Any) -> dict[str, Any]:
+def check_sampling(options: Any) -> dict[str, Any]:
+    """The options as a dict. TypeError: one that the file does not hold, or of another type."""
     if not isinstance(options, Mapping):
-        raise TypeError(f"the options must be a mapping, got {type(options).__name__}")
+        raise TypeError(f"sampling must be a mapping, got {type(options).__name__}")
     for name, value in options.items():
         if name not in KINDS:
-            raise TypeError(f"{name!r} is none of {', '.join(KINDS)}")
+            raise TypeError(f"sampling has {name!r}, which is none of {', '.join(KINDS)}")
         if type(value) is not KINDS[name]:
-            raise TypeError(f"{name} must be {KINDS[name].__name__}, got {value!r}")
+            raise TypeError(f"sampling: {name} must be {KINDS[name].__name__}, got {value!r}")
     return dict(options)
