@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..data.ranges import to_image_range
+from ..models.sampling_settings import load_sampling
 from ..sampling import samplers
 from ..sampling import to_folder as sharded
 from ..training.checkpoints import load_model
@@ -21,6 +23,9 @@ try:
     import typer
 except ImportError:  # an extra; main says so
     typer = None
+
+
+STEPS = 20  # at each level, where neither the user nor the run's preset says
 
 
 def sample_command(
@@ -43,7 +48,12 @@ def sample_command(
         Literal[samplers.NAMES],
         typer.Option(help=samplers.sampler_help()),
     ] = "ald",
-    steps: Annotated[int, typer.Option(help="Steps at each noise level.")] = 20,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps at each noise level.", show_default=f"that of the run's preset, or {STEPS}"
+        ),
+    ] = None,
     step_lr: Annotated[
         float | None,
         typer.Option(
@@ -61,9 +71,17 @@ def sample_command(
             show_default=samplers.option_default("predictor"),
         ),
     ] = None,
-    denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
+    denoise: Annotated[
+        bool | None,
+        typer.Option(
+            help="End at the expected clean image.", show_default="that of the run's preset, or yes"
+        ),
+    ] = None,
     clip: Annotated[
-        bool, typer.Option(help="Clamp to [-1, 1] after every step of ald, not only at the end.")
+        bool,
+        typer.Option(
+            help="Clamp to the data's range after every step of ald, not only at the end."
+        ),
     ] = False,
     image_size: Annotated[
         int | None,
@@ -109,14 +127,27 @@ def sample_command(
         write = writer(out, file_format)
         check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
         model, size = load_model(source, where, weights=weights)
+        expected = model.data_range
+        if len(model.sample_shape) != 3 or expected is None:
+            what = "logits" if len(model.sample_shape) == 3 else "points"
+            raise ValueError(
+                f"{source} is of a {type(model).__name__} of {what}, and this command writes images: in Python, "
+                "load_model(path)[0].sample(n)"
+            )
         if image_size is None and size is None:
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
         model = model.to(memory_format=torch.channels_last)
-        options: dict[str, Any] = {"n_steps_each": steps, "clip": clip, "denoise": denoise}
-        options |= {"seed": seed}
+        held = load_sampling(source)
+        if held.pop("sampler", "ald") != sampler:
+            held = {}  # of another sampler
+        options: dict[str, Any] = {"n_steps_each": STEPS, "denoise": True, **held}
+        given["step_lr"] = options.pop("step_lr", None) if step_lr is None else step_lr
+        options |= {"clip": clip or options.get("clip", False), "seed": seed}
+        for name, value in (("n_steps_each", steps), ("denoise", denoise)):
+            options[name] = options[name] if value is None else value
         sigmas = model.sigmas.tolist()
-        if not all(sigma > 0 for sigma in sigmas):
+        if not (sigmas and all(sigma > 0 for sigma in sigmas)):
             raise ValueError(f"{source} has no noise levels: set_sigmas before it is saved")
         options |= {"sampler": sampler, **samplers.own_options(sampler, sigmas, given)}
         settings = {
@@ -132,12 +163,12 @@ def sample_command(
         def draw(begin: int, count: int, **more: Any) -> Tensor:
             with autocast:
                 images = model.sample(count, shape, sample_offset=begin, **options, **more)
-            return images.clamp(-1, 1).cpu()
+            return to_image_range(images, expected).cpu()
 
         frames: list[Tensor] = []
 
         def keep(level: int, x: Tensor) -> None:
-            frames.append(x[:GRID].cpu())
+            frames.append(to_image_range(x[:GRID].cpu(), expected))
 
         watch = {} if strip is None and gif is None else {"callback": keep}
         if one_file:

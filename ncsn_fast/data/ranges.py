@@ -96,6 +96,15 @@ def no_more_hints(model: torch.nn.Module) -> None:
     model._data_seen = True
 
 
+def to_image_range(images: Tensor, given: Range) -> Tensor:
+    """Images in another range as values in [-1, 1], clamped, as files and pictures are made of."""
+    low, high = given
+    images = images.clamp(low, high)
+    if given == IMAGE_RANGE:
+        return images
+    return (images - low) * (2 / (high - low)) - 1
+
+
 def byte_hint(dtype: torch.dtype, expected: Range | None = IMAGE_RANGE) -> str:
     """How bytes become what a network expects, as the end of a message; empty for other dtypes."""
     if dtype != torch.uint8 or expected is None:

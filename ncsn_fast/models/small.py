@@ -19,7 +19,7 @@ from ..data.ranges import IMAGE_RANGE
 from ..embeddings import SigmaEmbedding
 from .base import ScoreModel
 from .config import choose_config, free_ladder
-from .layers import tell_called, why_not_plain
+from .plain import tell_called, why_not_plain
 from .registry import register
 
 # --- points ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import NCSN, cli, info
+from ncsn_fast import NCSN, NCSNv2, ScoreCNN, ScoreMLP, cli, info
 from ncsn_fast.cli import errors, options, sample
 from ncsn_fast.data import load_images
 from ncsn_fast.training import TrainingInterrupted, read_losses
@@ -461,6 +461,31 @@ def test_a_model_without_a_ladder_is_one_line(refused, tmp_path):
     NCSN(in_channels=1, nf=4, num_classes=3).save_pretrained(tmp_path)
     line = refused("sample", tmp_path, "--image-size", 8, "--out", tmp_path / "x.png")
     assert "has no noise levels" in line
+
+
+@pytest.mark.parametrize("kind", ["cnn", "official"])
+def test_sample_from_any_network_of_images(ncsn_fast, tmp_path, kind):
+    sigmas = [1.0, 0.5]
+    model = ScoreCNN(1, 8, 8, sigmas=sigmas) if kind == "cnn" else NCSNv2(1, 2, 2, sigmas=sigmas)
+    model.save_pretrained(tmp_path)
+    out = tmp_path / "x.npy"
+    more = ["--sampler", "ode"] if kind == "cnn" else ["--clip", "--strip", tmp_path / "strip.png"]
+    command = ["sample", tmp_path, "-n", 3, "--steps", 1, "--image-size", 8, "--out", out, *more]
+    assert ncsn_fast(*command)[0] == 0
+    images, steps = np.load(out), {"n_steps_each": 1, "denoise": True, "seed": 0}
+    if kind == "cnn":
+        expected = model.sample(3, sampler="ode", **steps).clamp(-1, 1)
+    else:  # their data are in [0, 1], and files in [-1, 1]
+        expected = 2 * model.sample(3, 8, clip=True, **steps) - 1
+        assert (tmp_path / "strip.png").is_file()
+    np.testing.assert_allclose(images, expected.numpy(), atol=1e-5)
+    assert images.min() < -0.5 and images.max() > 0.5
+
+
+def test_sample_of_points_is_one_line(refused, tmp_path):
+    ScoreMLP(2, sigmas=[1.0, 0.5]).save_pretrained(tmp_path)
+    line = refused("sample", tmp_path, "--out", tmp_path / "x.png")
+    assert "is of a ScoreMLP of points, and this command writes images" in line
 
 
 # --- schedule -------------------------------------------------------------------------------------

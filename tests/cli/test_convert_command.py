@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -96,6 +97,28 @@ def test_published_ladder(command, tmp_path):
     assert command(tmp_path / "c.pth", "--out", tmp_path / "model")[0] == 0
     sampling = load_sampling(tmp_path / "model")
     assert (sampling["n_steps_each"], sampling["step_lr"], sampling["denoise"]) == (5, 6.2e-6, True)
+
+
+def test_samples_of_a_converted_model(command, tmp_path, capsys):
+    """``ncsn-fast sample`` draws them as the configuration says, unless something else is asked for."""
+    folder, out = tmp_path / "model", tmp_path / "samples.npy"
+    assert command(V2, "--config", V2_CONFIG, "--out", folder)[0] == 0
+    model, how = load_official(V2), load_sampling(folder)
+
+    def drawn(*options):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["sample", str(folder), "-n", "2", "--out", str(out), *options])
+        assert stop.value.code == 0, capsys.readouterr().err
+        return torch.from_numpy(np.load(out)).float()
+
+    def expected(**options):
+        return 2 * model.sample(2, 32, seed=0, **how | options).clamp(0, 1) - 1
+
+    torch.testing.assert_close(drawn(), expected(), rtol=0, atol=1e-3)
+    other = ("--steps", "1", "--step-lr", "1e-6", "--no-denoise")
+    got, wanted = drawn(*other), expected(n_steps_each=1, step_lr=1e-6, denoise=False)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-3)
+    assert (wanted - expected()).abs().max() > 0.1
 
 
 # --- and back ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 from ncsn_fast import NCSN, NCSNConfig, ScoreMLP, ops, use_backend
 from ncsn_fast.models import layers
+from ncsn_fast.models import plain as plain_layers
 from ncsn_fast.ops.record import record_backends
 from ncsn_fast.ops.tolerances import relative_error
 from ncsn_fast.schedules import make_sigmas
@@ -282,13 +283,13 @@ def test_a_layer_that_was_compiled_for_a_while_is_plain_again():
     """As after training with ``torch.compile(model)``."""
     layer = nn.Linear(2, 2)
     layer._compiled_call_impl = lambda x: x
-    assert layers.why_not_plain(layer, nn.Linear) == "it was compiled by itself"
+    assert plain_layers.why_not_plain(layer, nn.Linear) == "it was compiled by itself"
     layer._compiled_call_impl = None
-    assert layers.why_not_plain(layer, nn.Linear) is None
+    assert plain_layers.why_not_plain(layer, nn.Linear) is None
 
 
 def test_a_debug_log_says_why_once(caplog, monkeypatch):
-    monkeypatch.setattr(layers, "_told", set())
+    monkeypatch.setattr(plain_layers, "_told", set())
     model = network()
     hook_output(model)
     with caplog.at_level(logging.DEBUG, logger="ncsn_fast"), torch.no_grad():
