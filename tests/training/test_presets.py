@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from ncsn_fast.models.official import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, OfficialNCSN
 from ncsn_fast.schedules import make_sigmas
 from ncsn_fast.training.config import preset_names, read_preset
+from ncsn_fast.training.published import official_settings
 from ncsn_fast.training.settings import TrainingSettings
 
 # Network, parameters, image size, channels, nf, levels, largest sigma, iterations, batch, learning rate, average.
@@ -81,6 +83,35 @@ def test_published_settings(name):
     with torch.device("meta"):
         model = network(channels, nf, levels)
     assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_the_table_of_the_page_is_that_of_the_presets():
+    page = (Path(__file__).parents[2] / "docs" / "official.md").read_text()
+    for name in TRAINED:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        p, sampling = read_preset(name), read_preset(name)["sampling"]
+        assert [cell.strip() for cell in row.strip("|").split("|")][1:] == [
+            f"{p['image_size']}x{p['image_size']}x{p['channels']}",
+            f"{p['num_classes']}, {p['sigma_begin']:g}",
+            f"{p['iterations']:,}, {p['batch_size']}",
+            f"{p['lr']:g}",
+            f"{p['ema_decay'] or 'none'}",
+            str(sampling["n_steps_each"]),
+            f"{sampling['step_lr']:g}",
+            "yes" if sampling["denoise"] else "no",
+        ]
+
+
+@pytest.mark.parametrize("name", ["ncsnv2-cifar10", "ncsn-mnist"])
+def test_settings_of_a_network_with_a_published_ladder(name):
+    network, _, _, channels, _, levels, begin = TRAINED[name][:7]
+    model = network(channels, 4, levels, sigmas=make_sigmas(begin, 0.01, levels))
+    assert official_settings(model) == official_settings(name) == read_preset(name)["sampling"]
+    model.set_sigmas(make_sigmas(begin, 0.02, levels))
+    with pytest.raises(ValueError, match="of no published settings"):
+        official_settings(model)
+    with pytest.raises(ValueError, match="'digits' has no settings for sampling"):
+        official_settings("digits")
 
 
 def test_ladder_of_2019():
