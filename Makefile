@@ -4,6 +4,7 @@
 #   make lint       ruff
 #   make bench      the benchmarks, a few representative cases; ncsn-fast bench without --quick runs them all
 #   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
+#   make docs       the documentation as a site, into build/site/html
 #   make sanitize   the tests of the C++ kernels in a build that checks memory and undefined behaviour (gcc, Linux)
 #   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks;
 #                   PARTS="norm pool" for some parts alone, which then share all the time; without make:
@@ -22,7 +23,7 @@ SANITIZED_TESTS := $(wildcard $(addprefix tests/ops/test_,network_operators.py l
 HAS_NVCC := $(shell command -v nvcc || ls $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc 2>/dev/null)
 SOURCES := setup.py pyproject.toml ncsn_fast/__init__.py ncsn_fast/ops/schema.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench report sanitize gpu-check clean
+.PHONY: demo test lint bench report docs sanitize gpu-check clean
 
 demo: $(VENV)/.installed
 	@echo "3 of 3: the demo, two to three minutes on two cores; Ctrl-C and the same command go on where it was"
@@ -42,6 +43,11 @@ bench: $(VENV)/.installed
 report: $(VENV)/.installed
 	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json \
 		--document README.md --document docs/performance.md --document docs/examples.md
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet mkdocs-material "mkdocstrings[python]" latex2mathml
+	$(BIN)/python docs/site.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # A build of its own, with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first error.
 # Python is not built with them, so their library is preloaded (with the C++ library, whose exceptions it watches); and

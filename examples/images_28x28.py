@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Images of 28x28 with a small convolutional network
-# `ScoreCNN` is conditioned on sigma itself, so it can train on any sigma between two ends, drawn for each image anew.
-# Run it on images of your own, `python images_28x28.py mnist.npz` (an array `(N, 28, 28)` of bytes), or without an
-# argument on scikit-learn's digits, enlarged.
+# `ScoreCNN` is conditioned on sigma itself, so it can train on any sigma between two ends, a random one for each image
+# and step. Run it on images of your own, `python images_28x28.py mnist.npz` (an array `(N, 28, 28)` of bytes), or
+# without an argument on scikit-learn's digits, enlarged.
 
 # %%
 import sys

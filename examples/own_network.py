@@ -66,7 +66,7 @@ for step in range(2 if QUICK else 300):
 print(f"loss {loss.item():.1f}, where a score of zero has {digits[0].numel()}")
 
 # %% [markdown]
-# The sampler calls `ops.langevin_step_`, which draws its noise and updates the state in one pass. Sample i of a seed is
+# The sampler calls `ops.langevin_step_`, which makes its noise and updates the state in one pass. Sample i of a seed is
 # the same whatever the batch.
 
 # %%

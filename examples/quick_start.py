@@ -50,7 +50,7 @@ digits = model.sample(
     init_dist="normal",
     seed=0,
 )
-plots.images(digits.clamp(-1, 1), OUT / "digits.png", "drawn by the network")
+plots.images(digits.clamp(-1, 1), OUT / "digits.png", "sampled from the network")
 
 # %% [markdown]
 # What is saved loads in one line.

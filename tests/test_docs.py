@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
+import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -38,6 +41,42 @@ def own_tables(monkeypatch, tmp_path):
         kept = dict(getattr(samplers, table))
         monkeypatch.setattr(samplers, table, kept)
     monkeypatch.chdir(tmp_path)
+
+
+SITE = runpy.run_path(str(DOCS / "site.py"))
+
+
+@pytest.mark.parametrize("module", SITE["PUBLIC"])
+def test_every_public_name_has_a_docstring(module):
+    """They are the API pages of the site."""
+    found = importlib.import_module(module)
+    names = SITE["public_names"](module)
+    assert names
+    for name in names:
+        value = getattr(found, name)
+        assert inspect.getdoc(value), f"{module}.{name}"
+        members = vars(value).items() if inspect.isclass(value) else ()
+        missing = [
+            member
+            for member, its in members
+            if inspect.isfunction(its)
+            and member[0] != "_"
+            and not inspect.getdoc(getattr(value, member))
+        ]
+        assert not missing, f"{module}.{name}: {missing}"
+        assert f"::: {module}.{name}" in SITE["api_page"](module)
+
+
+def test_links_between_pages_hold_on_the_site():
+    relinked = SITE["relinked"]
+    assert (
+        relinked("[a](docs/data.md) [b](../benchmarks/results/x.md)")
+        == "[a](data.md) [b](results/x.md)"
+    )
+    assert (
+        relinked("[c](../CHANGELOG.md) [d](sampling.md#e)")
+        == "[c](CHANGELOG.md) [d](sampling.md#e)"
+    )
 
 
 def test_adding_a_network(monkeypatch):

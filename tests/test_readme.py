@@ -30,6 +30,35 @@ def test_python_blocks_run(tmp_path):
     assert (tmp_path / "my_ncsn" / "model.safetensors").is_file()
 
 
+def test_commands_have_the_options_that_are_shown():
+    typer = pytest.importorskip("typer")
+    from ncsn_fast import cli
+    from ncsn_fast.benchmarks.command import bench_command
+
+    bench = typer.Typer()
+    bench.command()(bench_command)
+    commands = {**typer.main.get_command(cli._build_app()).commands}
+    commands["bench"] = typer.main.get_command(bench)
+    shown = re.findall(r"(?:^|`)ncsn-fast ([a-z]+)([^#`\n]*)", README, flags=re.M)
+    assert {name for name, _ in shown} == set(commands)
+    for name, rest in shown:
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= options, (name, rest)
+
+
+def test_links_lead_to_files():
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = document.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#\s]+)", text):
+            if "://" not in link:
+                assert (document.parent / link).exists(), (document.name, link)
+
+
+def test_the_table_of_pages_names_all():
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert set(re.findall(r"^\| \[(docs/\S+)\]", README, flags=re.M)) == pages
+
+
 def test_figures_come_from_the_results():
     """Tables and pictures of the documents are those that the committed results give; else: make report."""
     results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))

@@ -138,7 +138,7 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         Raises:
             RuntimeError: neither sigma nor a ladder.
             ValueError: both labels and sigma, or sigma for a network conditioned on labels; an unknown weighting.
-            Those of :meth:`check_input`.
+            TypeError, IndexError: those of :meth:`check_input`.
 
         Warns:
             DataRangeWarning: the first batch looks as if it had another range than ``data_range``.
