@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .checks import one_of
 from .embeddings import SigmaEmbedding
 from .streams import STREAM_TRAINING
 
 WEIGHTINGS = ("sigma2", "one")
+REDUCTIONS = ("mean", "none")
 
 
 class LearnedWeighting(nn.Module):
@@ -126,6 +128,81 @@ def denoising_score_matching_loss(
         return (error.mean(1) * torch.exp(-u) + u).mean()
     total = error.sum(1)
     return (total if weighting == "sigma2" else total / sigma.square()).mean()
+
+
+def annealed_score_matching_loss(
+    score: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    anneal_power: float = 2.0,
+    *,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""The denoising objective as the authors' programs compute it: with a factor 1/2 and any power of sigma.
+
+    .. math:: \frac{1}{2} \sigma_n^{a} \Big\| s(\tilde x_n, \sigma_n) + \frac{z_n}{\sigma_n} \Big\|^2
+
+    With ``anneal_power`` 2 and 0 it is half of :func:`denoising_score_matching_loss` with ``"sigma2"`` and ``"one"``;
+    0 is also their objective for a single noise level.
+
+    Args:
+        score: the prediction at ``perturb(x, sigma, noise)``, ``(N, ...)``, floating point.
+        sigma: standard deviations, ``(N,)`` or ``(1,)``.
+        noise: the :math:`z` of the perturbation, the shape of ``score``.
+        anneal_power: a; 2 in all published settings.
+        reduction: ``"mean"`` over the batch, or ``"none"``.
+
+    Returns:
+        0-d, or ``(N,)``; float32 (float64 if ``score`` is).
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+    one_of("reduction", reduction, REDUCTIONS)
+    score = score.to(torch.promote_types(score.dtype, torch.float32))
+    error = (_per_sample(sigma, score) * score + noise).square().flatten(1).sum(1)
+    each = 0.5 * error * sigma ** (anneal_power - 2)
+    return each.mean() if reduction == "mean" else each
+
+
+def sliced_score_matching_loss(
+    score: Callable[[Tensor], Tensor], noisy: Tensor, sigma: Tensor, vectors: Tensor
+) -> Tensor:
+    r"""Sliced score matching of noisy data: the trace of the score's Jacobian along random directions.
+
+    .. math:: \frac{1}{N} \sum_n \sigma_n^2 \, \frac{1}{P} \sum_p \Big(
+              v_{pn}^T\, \nabla_x s(\tilde x_n)\, v_{pn} + \tfrac{1}{2} \| s(\tilde x_n) \|^2 \Big)
+
+    As the 2019 program computes it, with :math:`v \sim N(0, I)`; the score is computed once for all directions. Needs
+    second derivatives of the score.
+
+    Args:
+        score: of a batch, in its shape; differentiable, without noise of its own.
+        noisy: data at their noise levels, ``(N, ...)``, see :func:`perturb`.
+        sigma: standard deviations, ``(N,)`` or ``(1,)``.
+        vectors: directions, ``(P, N, ...)``.
+
+    Returns:
+        0-d tensor, of the score's dtype, differentiable.
+
+    Raises:
+        ValueError: vectors of another shape.
+
+    Reference: Song et al., 2019, `arXiv:1905.07088 <https://arxiv.org/abs/1905.07088>`_; Song & Ermon, 2019,
+    `arXiv:1907.05600 <https://arxiv.org/abs/1907.05600>`_, equation (3).
+    """
+    if vectors.shape[1:] != noisy.shape or not len(vectors):
+        raise ValueError(
+            f"vectors must have shape (P, {', '.join(map(str, noisy.shape))}), got {tuple(vectors.shape)}"
+        )
+    with torch.enable_grad():
+        noisy = noisy.detach().requires_grad_()
+        s = score(noisy)
+        each = 0.5 * s.square().flatten(1).sum(1)
+        for v in vectors:
+            (slope,) = torch.autograd.grad(s, noisy, v, create_graph=True)
+            each = each + (slope * v).flatten(1).sum(1) / len(vectors)
+        return (each * sigma.square()).mean()
 
 
 def loss_of_zero_score(dim: int, sigmas: Tensor, weighting: Weighting = "sigma2") -> float:

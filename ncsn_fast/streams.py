@@ -23,6 +23,7 @@ stream sample         step          use
 7      number of it   0             noise on a point in a picture
 8      of the batch   of training   whether an image of a batch is mirrored
 9      of the batch   of training   dequantisation of an image of a batch
+10     of the row     0, 1, ...     second noise at a step of an interpolation, towards which the first is rotated
 ====== ============== ============= ==========================================================================
 """
 
@@ -39,6 +40,7 @@ STREAM_PROBES = 6
 STREAM_PLOTS = 7
 STREAM_FLIPS = 8
 STREAM_DEQUANTISATION = 9
+STREAM_ROTATION = 10
 
 # Two uses of STREAM_LANGEVIN, told apart by the step.
 KNOWN_NOISE_STEPS = 2**31

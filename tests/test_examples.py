@@ -19,6 +19,7 @@ WRITES = {
     "images_28x28": ["ald.png", "pc.png", "ode.png", "data.png"],
     "own_network": [],
     "moving_from_lucid": ["lucid.safetensors"],
+    "official_checkpoint": ["samples.png", "interpolation.png", "model/model.safetensors"],
 }
 maker = runpy.run_path(str(EXAMPLES / "make_notebook.py"))
 

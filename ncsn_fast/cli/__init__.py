@@ -15,6 +15,7 @@ from typing import Annotated
 from .. import __version__
 from .bench import bench_command
 from .check import check_command
+from .convert import convert_command
 from .demo import demo_command
 from .errors import DEBUG, complain, with_clean_errors
 from .evaluate import evaluate_command
@@ -74,6 +75,7 @@ def _build_app() -> typer.Typer:
         sample_command,
         evaluate_command,
         schedule_command,
+        convert_command,
         demo_command,
         info_command,
         check_command,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.ranges import to_image_range
 from ..models.base import ScoreModel
+from ..models.sampling_settings import load_sampling
 from ..sampling import samplers
 from ..sampling import to_folder as sharded
 from ..sampling.run import callback_sigmas
@@ -25,7 +26,7 @@ try:
 except ImportError:  # an extra; main says so
     typer = None
 
-STEPS = 20  # at each noise level, unless told otherwise
+STEPS = 20  # at each level, where neither the user nor the run's preset says
 
 
 def sample_command(
@@ -52,7 +53,7 @@ def sample_command(
         int | None,
         typer.Option(
             help="Steps at each noise level; not of samplers for few passes.",
-            show_default=str(STEPS),
+            show_default=f"that of the run's preset, or {STEPS}",
         ),
     ] = None,
     step_lr: Annotated[
@@ -97,7 +98,12 @@ def sample_command(
             show_default=samplers.option_default("corrector_steps"),
         ),
     ] = None,
-    denoise: Annotated[bool, typer.Option(help="End at the expected clean image.")] = True,
+    denoise: Annotated[
+        bool | None,
+        typer.Option(
+            help="End at the expected clean image.", show_default="that of the run's preset, or yes"
+        ),
+    ] = None,
     clip: Annotated[
         bool,
         typer.Option(
@@ -154,10 +160,15 @@ def sample_command(
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
         model = model.to(memory_format=torch.channels_last)
-        if steps is None and samplers.SAMPLERS[sampler].level_count is None:
-            steps = STEPS
-        options: dict[str, Any] = {"n_steps_each": steps, "clip": clip, "denoise": denoise}
-        options |= {"seed": seed}
+        held = load_sampling(source)
+        if held.pop("sampler", "ald") != sampler:
+            held = {}  # of another sampler
+        few = samplers.SAMPLERS[sampler].level_count is not None
+        options: dict[str, Any] = {"n_steps_each": None if few else STEPS, "denoise": True, **held}
+        given["step_lr"] = options.pop("step_lr", None) if step_lr is None else step_lr
+        options |= {"clip": clip or options.get("clip", False), "seed": seed}
+        for name, value in (("n_steps_each", steps), ("denoise", denoise)):
+            options[name] = options[name] if value is None else value
         sigmas = model.sigmas.tolist()
         options |= {"sampler": sampler, **samplers.own_options(sampler, sigmas, given)}
         settings = {

@@ -1,7 +1,8 @@
 """Checkpoint files of the authors' programs, read and written.
 
-Belongs here: the files of ``ncsn`` (2019) and ``ncsnv2`` (2020), their configurations, which network a file is of. Does
-not belong here: the networks (``official.py``), this project's own checkpoints (``checkpoints.py``).
+Belongs here: the files of ``ncsn`` (2019) and ``ncsnv2`` (2020), which network a file is of. Does not belong here:
+their configurations (``official_config.py``), the networks (``official.py``), this project's own checkpoints
+(``training/checkpoints.py``).
 
 A file is a list saved by ``torch.save``: state dict (keys begin with ``module.``) and Adam's state; from the 2020
 program also epoch, step and, with ``model.ema``, the moving average of the parameters (keys without ``module.``).
@@ -20,13 +21,19 @@ import torch
 from torch import Tensor
 
 from ..files import ZIP_MAGIC, CheckpointError, check_archive, write_atomically
-from ..schedules import check_sigmas, make_sigmas
-from .official import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, OfficialNCSN, check_size
+from ..schedules import check_sigmas
+from .official import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, OfficialNCSN
+from .official_config import (
+    SAME_SIGMA,
+    OfficialNetwork,
+    check_settings,
+    input_options,
+    ladder_of,
+    read_config,
+)
 
-OfficialNetwork = OfficialNCSN | NCSNv2
 WEIGHTS = ("ema", "raw")
 PREFIX = "module."  # of DataParallel, in which both programs wrap their networks
-SAME_SIGMA = 1e-5  # relative; ladders computed with other rounding are the same ladder
 LEARNING_RATES = {OfficialNCSN: 1e-3, NCSNv2: 1e-4}  # of the published settings
 NAMES_IN_MESSAGE = 4
 
@@ -79,10 +86,10 @@ def load_official(
     }
     ladders = {"sigmas": sigmas, "the file": state_dict.get("sigmas")}
     if config is not None:
-        settings = _read_config(config)
-        _check_settings(settings, network, fields)
-        fields |= _input_options(settings, network)
-        ladders["the configuration"] = _ladder(settings)
+        settings = read_config(config)
+        check_settings(settings, network, fields)
+        fields |= input_options(settings, network)
+        ladders["the configuration"] = ladder_of(settings)
     with torch.random.fork_rng(devices=[]):  # initial values are drawn and overwritten
         model = network(**fields)
     ladder = _agreed(ladders, model.config.num_classes)
@@ -271,98 +278,6 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
             f"{name} must be float32 as in official files, got {tensor.dtype}: model.float()"
         )
     return tensor.detach().cpu().contiguous()
-
-
-# --- the configuration ------------------------------------------------------------------------------
-
-
-def _read_config(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as plain values: mappings of mappings."""
-    name = "config"
-    if isinstance(config, (str, Path)):
-        name, config = str(config), _load_yaml(Path(config))
-    if not isinstance(config, Mapping):
-        raise TypeError(
-            f"{name} must be a mapping or the path of a YAML file of one, got {type(config).__name__}"
-        )
-    for section in ("model", "data"):
-        if not isinstance(config.get(section), Mapping):
-            raise ValueError(
-                f"{name} is not a configuration of the authors' programs: it has no section {section}"
-            )
-    return dict(config)
-
-
-def _load_yaml(path: Path) -> Any:
-    """Read YAML; Python objects in it, as the programs dump them, become the plain values they are made of."""
-    import yaml  # comes with huggingface_hub
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def plain(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
-        if isinstance(node, yaml.MappingNode):
-            return loader.construct_mapping(node, deep=True)
-        if isinstance(node, yaml.SequenceNode):
-            return loader.construct_sequence(node, deep=True)
-        return loader.construct_scalar(node)
-
-    Loader.add_multi_constructor("tag:yaml.org,2002:python/", plain)
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-
-
-def _check_settings(
-    settings: Mapping[str, Any], network: type[OfficialNetwork], fields: Mapping[str, Any]
-) -> None:
-    """Refuse a configuration of another network, and options that the networks here do not have."""
-    model, data = settings["model"], settings["data"]
-    for section, name, field in (
-        ("data", "channels", "in_channels"),
-        ("model", "ngf", "nf"),
-        ("model", "num_classes", "num_classes"),
-    ):
-        value = settings[section].get(name, fields[field])
-        if value != fields[field]:
-            raise ValueError(
-                f"the configuration is of another network: {section}.{name} is {value!r} there, "
-                f"and the checkpoint has {fields[field]}"
-            )
-    supported = {"normalization": ("InstanceNorm++",), "nonlinearity": ("elu",)}
-    supported["sigma_dist"] = ("geometric", "uniform")
-    for name, values in supported.items():
-        if name in model and model[name] not in values:
-            raise ValueError(
-                f"model.{name} {model[name]!r} is not supported, only {' and '.join(values)}"
-            )
-    size = data.get("image_size")
-    if size is not None:
-        check_size(network, size, size)
-
-
-def _input_options(settings: Mapping[str, Any], network: type[OfficialNetwork]) -> dict[str, bool]:
-    """How the network takes its input."""
-    names = ("logit_transform", "rescaled")
-    options = {name: settings["data"].get(name, False) for name in names}
-    if network is OfficialNCSN and options.pop("rescaled") is not False:
-        raise ValueError("data.rescaled with a network of 2019 is not supported")
-    return options
-
-
-def _ladder(settings: Mapping[str, Any]) -> Tensor | None:
-    """The ladder that the configuration describes."""
-    model = settings["model"]
-    if not {"sigma_begin", "sigma_end", "num_classes"} <= set(model):
-        return None
-    begin, end, levels = model["sigma_begin"], model["sigma_end"], model["num_classes"]
-    if levels == 1:
-        return check_sigmas([begin], 1)
-    geometric = make_sigmas(begin, end, levels)
-    if model.get("sigma_dist", "geometric") == "geometric":
-        return geometric
-    return torch.linspace(begin, end, levels, dtype=torch.float64).float()
 
 
 def _agreed(ladders: Mapping[str, Any], num_classes: int) -> Any:

@@ -202,8 +202,8 @@ def load_model(
         raise CheckpointError(f"{path} does not hold a whole model: {error}") from error
 
 
-def save_model(model: ScoreModel, folder: str | Path, image_size: tuple[int, ...]) -> None:
-    """``model.save_pretrained(folder)`` and the size of its images, each file replaced whole.
+def save_model(model: ScoreModel, folder: str | Path, image_size: tuple[int, ...] | None) -> None:
+    """``model.save_pretrained(folder)`` and the size of its images if it is known, each file replaced whole.
 
     Raises:
         CheckpointError: it could not be written.
@@ -213,7 +213,10 @@ def save_model(model: ScoreModel, folder: str | Path, image_size: tuple[int, ...
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
             model.save_pretrained(temporary)
-            (Path(temporary) / IMAGE_SIZE_NAME).write_text(json.dumps(image_size) + "\n")
+            if image_size is None:
+                (folder / IMAGE_SIZE_NAME).unlink(missing_ok=True)
+            else:
+                (Path(temporary) / IMAGE_SIZE_NAME).write_text(json.dumps(image_size) + "\n")
             # The weights before the config would be worse: a reader takes the config as the sign of a model.
             for file in sorted(Path(temporary).iterdir(), key=lambda f: f.name == "config.json"):
                 os.replace(file, folder / file.name)

@@ -36,6 +36,7 @@ from ..models import ncsn, official, small  # noqa: F401 -- each registers its n
 from ..models.base import ScoreModel
 from ..models.config import free_ladder
 from ..models.registry import NETWORKS, new_network
+from ..models.sampling_settings import check_sampling, load_sampling, save_sampling
 from ..schedules import make_sigmas, suggest_sigma_begin
 from .checkpoints import CHECKPOINT_NAME, Checkpoint, load_checkpoint
 from .settings import TrainingSettings
@@ -63,6 +64,8 @@ class RunConfig:
         sigma_end: its smallest level.
         sigmas: the whole ladder, in place of those three.
         settings: how to train.
+        sampling: options of ``sample`` with which the run's network is sampled unless something else is asked for, as
+            the published presets have them; a table in TOML.
 
     Raises:
         TypeError, ValueError: a value of another type or out of its range; the message begins with the name.
@@ -78,6 +81,7 @@ class RunConfig:
     sigma_end: float = 0.01
     sigmas: tuple[float, ...] | None = None
     settings: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, (str, Path)):
@@ -87,6 +91,7 @@ class RunConfig:
         one_of("network", self.network, network_names())
         # What is wrong is told before any data are read.
         config_class(self.network)(**self.options)
+        object.__setattr__(self, "sampling", check_sampling(self.sampling))
         if self.num_classes is not None:
             positive_int("num_classes", self.num_classes)
         for name in ("sigma_begin", "sigma_end"):
@@ -98,9 +103,9 @@ class RunConfig:
             object.__setattr__(self, "sigmas", free_ladder(self.sigmas))
 
     def values(self) -> dict[str, Any]:
-        """All of it as flat names and values; what is ``None`` is left out."""
+        """All of it but ``sampling`` as flat names and values; what is ``None`` is left out."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        options, settings = own.pop("options"), own.pop("settings")
+        options, settings, _ = own.pop("options"), own.pop("settings"), own.pop("sampling")
         if self.sigmas is not None:
             own = {name: value for name, value in own.items() if name not in LADDER_NAMES}
         flat = {**own, **options, **dataclasses.asdict(settings)}
@@ -200,8 +205,8 @@ def merge_config(
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in ``run``.
-        ValueError: no preset of that name; a file that is no TOML; a name that is not known; a value of another type or
-            out of its range. The message says where it comes from.
+        ValueError: no preset of that name, or one without data and none given; a file that is no TOML; a name that is
+            not known; a value of another type or out of its range. The message says where it comes from.
         ImportError: a TOML file, and Python 3.10 without ``tomli``.
         CheckpointError: the checkpoint in ``run`` is damaged.
 
@@ -226,6 +231,8 @@ def merge_config(
             values.pop("sigmas", None)
         values |= layer
         sources |= dict.fromkeys(layer, source)
+    if preset is not None and "data" not in values:
+        raise ValueError(f"preset {preset!r} has no data of its own: give data")
     try:
         return _config_of(values, sources)
     except (TypeError, ValueError) as error:
@@ -270,7 +277,8 @@ def held_values(run: str | Path) -> dict[str, Any]:
     if (run / CONFIG_NAME).is_file():
         data = read_toml(run / CONFIG_NAME).get("data")
         values |= {} if data is None else {"data": data}
-    return values
+    sampling = load_sampling(run)
+    return {**values, "sampling": sampling} if sampling else values
 
 
 def _held_ladder(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -341,7 +349,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def save_config(config: RunConfig, run: str | Path) -> None:
-    """Write ``config.toml`` into the folder of a run; :func:`merge_config` reads it again.
+    """Write ``config.toml`` and, if any are known, the options of sampling into the folder of a run.
+
+    :func:`merge_config` reads them again.
 
     Raises:
         CheckpointError: it could not be written.
@@ -350,6 +360,7 @@ def save_config(config: RunConfig, run: str | Path) -> None:
     path = Path(run) / CONFIG_NAME
     try:
         write_atomically(path, "".join(lines).encode())
+        save_sampling(run, config.sampling)
     except OSError as error:
         raise CheckpointError(f"could not write {path}: {error.strerror or error}") from error
 

@@ -17,7 +17,12 @@ from support.official_oracles import (
 )
 
 from ncsn_fast import load_official, load_pretrained, ops, save_official
-from ncsn_fast.losses import denoising_score_matching_loss, perturb
+from ncsn_fast.losses import (
+    annealed_score_matching_loss,
+    denoising_score_matching_loss,
+    perturb,
+    sliced_score_matching_loss,
+)
 from ncsn_fast.models.official import (
     NCSNv2,
     NCSNv2Config,
@@ -150,16 +155,6 @@ def test_published_sizes(name, backend):
     assert error < PER_SAMPLE
 
 
-def sliced_score_matching(model, x, labels, sigma, vectors):
-    """The authors' sliced objective, of its formula."""
-    particles = len(vectors) // len(x)
-    x, labels = x.repeat(particles, 1, 1, 1).requires_grad_(), labels.repeat(particles)
-    score = model(x, labels)
-    (g,) = torch.autograd.grad((score * vectors).sum(), x, create_graph=True)
-    each = score.square().flatten(1).sum(1) / 2 + (vectors * g).flatten(1).sum(1)
-    return (each.view(particles, -1).mean(0) * sigma.square()).mean()
-
-
 @pytest.mark.parametrize("particles", [1, 2])
 def test_sliced_score_matching(particles):
     """Second derivatives of the whole network."""
@@ -168,7 +163,8 @@ def test_sliced_score_matching(particles):
     labels, prefix = oracle["v1_labels"], f"v1_ssm_{particles}"
     sigma = oracle["v1_sigmas"].index_select(0, labels)
     noisy = perturb(oracle["samples"], sigma, oracle[f"{prefix}_noise"])
-    loss = sliced_score_matching(model, noisy, labels, sigma, oracle[f"{prefix}_vectors"])
+    vectors = oracle[f"{prefix}_vectors"].unflatten(0, (particles, len(noisy)))
+    loss = sliced_score_matching_loss(lambda x: model(x, labels), noisy, sigma, vectors)
     assert abs(loss.item() / oracle[f"{prefix}_loss"].item() - 1) < 1e-4
     (g,) = torch.autograd.grad(loss, model.begin_conv.weight)
     expected = oracle[f"{prefix}_grad_begin_conv.weight"]
@@ -183,16 +179,14 @@ def test_denoising_losses(version):
     labels, noise = oracle[f"{version}_labels"], oracle[f"{version}_noise"]
     sigma = oracle[f"{version}_sigmas"].index_select(0, labels)
     score = model(perturb(oracle["samples"], sigma, noise), labels)
-    power2 = denoising_score_matching_loss(score, sigma, noise) / 2
-    assert abs(power2.item() / oracle[f"{version}_dsm_power2"].item() - 1) < 1e-5
-    one = [
-        denoising_score_matching_loss(score[i, None], sigma[i, None], noise[i, None], "one") / 2
-        for i in range(len(score))
-    ]
-    power1 = (torch.stack(one) * sigma).mean()
-    assert abs(power1.item() / oracle[f"{version}_dsm_power1"].item() - 1) < 1e-5
+    for power in (2, 1):
+        loss = annealed_score_matching_loss(score, sigma, noise, power)
+        assert abs(loss.item() / oracle[f"{version}_dsm_power{power}"].item() - 1) < 1e-5
+    ours = denoising_score_matching_loss(score, sigma, noise)
+    torch.testing.assert_close(ours / 2, annealed_score_matching_loss(score, sigma, noise))
     if version == "v2":
-        each, expected = torch.stack(one) * sigma**2, oracle["v2_dsm_power2_per_sample"]
+        each = annealed_score_matching_loss(score, sigma, noise, reduction="none")
+        expected = oracle["v2_dsm_power2_per_sample"]
         assert float(((each - expected) / expected).abs().max()) < 1e-5
 
 
@@ -202,8 +196,19 @@ def test_loss_of_a_single_level():
     oracle, _ = read("losses")
     sigma, noise = torch.tensor([0.01]), oracle["v1_single_dsm_noise"]
     score = model(perturb(oracle["samples"], sigma, noise), oracle["v1_labels"])
-    loss = denoising_score_matching_loss(score, sigma, noise, "one") / 2
+    loss = annealed_score_matching_loss(score, sigma, noise, anneal_power=0)
     assert abs(loss.item() / oracle["v1_single_dsm_sigma0.01"].item() - 1) < 1e-5
+    ours = denoising_score_matching_loss(score, sigma, noise, "one")
+    torch.testing.assert_close(ours / 2, loss)
+
+
+def test_arguments_of_the_losses():
+    x, sigma = torch.rand(2, 3), torch.ones(2)
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        annealed_score_matching_loss(x, sigma, x, reduction="sum")
+    for shape in ((2, 3), (2, 3, 3), (0, 2, 3)):
+        with pytest.raises(ValueError, match=r"vectors must have shape \(P, 2, 3\)"):
+            sliced_score_matching_loss(lambda x: -x, x, sigma, torch.ones(shape))
 
 
 # --- the state dict ---------------------------------------------------------------------------------

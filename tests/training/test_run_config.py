@@ -9,6 +9,7 @@ import torch
 
 from ncsn_fast import NCSN, NCSNConfig, ScoreCNN, ScoreMLP
 from ncsn_fast.files import CheckpointError
+from ncsn_fast.models.sampling_settings import load_sampling
 from ncsn_fast.schedules import make_sigmas
 from ncsn_fast.training import TrainingSettings, config, dry_run, train
 from ncsn_fast.training.checkpoints import load_checkpoint
@@ -42,9 +43,46 @@ def test_the_digits_preset_is_the_demos_network_and_training():
 
 @pytest.mark.parametrize("name", config.preset_names())
 def test_every_preset_makes_a_network(name):
-    run = merge_config(preset=name)
+    run = merge_config(preset=name, data="digits")
     images = torch.zeros(2, run.channels, run.image_size, run.image_size)
-    assert run.new_network(images).config.sigmas[0] == run.sigma_begin
+    made = run.network_config(images)
+    assert made.sigmas[0] == run.sigma_begin and made.nf == run.options["nf"]
+    assert made.num_classes == run.num_classes == len(made.sigmas)
+
+
+def test_a_preset_without_data_does_not_train_on_the_digits(tmp_path):
+    with pytest.raises(ValueError, match="preset 'ncsnv2-cifar10' has no data of its own"):
+        merge_config(preset="ncsnv2-cifar10")
+    file = tmp_path / "run.toml"
+    file.write_text('data = "somewhere"\n')
+    assert merge_config(preset="ncsnv2-cifar10", file=file).data == "somewhere"
+
+
+def test_options_of_sampling_go_with_the_run(tmp_path):
+    """From the preset into the folder of the run, and on to a run that goes on from there."""
+    run = merge_config(
+        preset="ncsnv2-cifar10",
+        data="digits",
+        channels=1,
+        image_size=8,
+        nf=4,
+        num_classes=3,
+        iterations=1,
+        batch_size=2,
+    )
+    assert run.sampling["step_lr"] == 6.2e-6
+    images = torch.rand(4, 1, 8, 8)
+    train(run.new_network(images), images, run.settings, tmp_path, config=run, verbose=False)
+    assert load_sampling(tmp_path) == load_sampling(tmp_path / "checkpoint.pt") == run.sampling
+    assert merge_config(run=tmp_path).sampling == run.sampling
+    save_config(RunConfig(), tmp_path)
+    assert load_sampling(tmp_path) == {}
+    for wrong in ({"steps": 3}, {"denoise": 1}, 3):
+        with pytest.raises(ValueError, match="sampling"):
+            merge_config(sampling=wrong)
+    (tmp_path / "sampling.json").write_text("{")
+    with pytest.raises(CheckpointError, match="does not hold options of sampling"):
+        load_sampling(tmp_path)
 
 
 def test_images_are_brought_into_the_range_of_the_network():
@@ -75,7 +113,7 @@ def test_a_file_goes_over_the_preset_and_arguments_over_both(tmp_path):
         ("lr = '1e-4'", "run.toml: lr must be a number, got the string '1e-4'"),
         ("nf = 1.5", "run.toml: nf must be an int >= 1, got 1.5"),
         ("dilations = [1, 2]", "run.toml: dilations must be exactly 4"),
-        ("network = 'gan'", r"run.toml: network must be one of .*'ncsn'.*got 'gan'"),
+        ("network = 'gan'", r"run.toml: network must be one of \(.*'ncsn'.*got 'gan'"),
         ("sigma_end = -1", "run.toml: sigma_end must be positive"),
         ("sigmas = [1, 2]", "sigmas must be strictly descending|strictly"),
         ("sigmas = 3", "run.toml: sigmas must be a list of numbers, got 3"),
