@@ -1,7 +1,7 @@
 """What others wrap a network in, as far as training must know: torch.compile, DataParallel, DDP, FSDP and their like.
 
 Belongs here: finding the network inside, and what would go wrong in silence otherwise. Does not belong here: names of
-weights in a file (``pretrained.py``).
+weights in a file (``models/pretrained.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a network is told a noise level that is a number: sigma as a vector of sines and cosines.
 
-Belongs here: embeddings without parameters. Does not belong here: what a network learns of them (``networks.py``), the
-tables of levels by label (``layers.py``).
+Belongs here: embeddings without parameters. Does not belong here: what a network learns of them
+(``models/small.py``), the tables of levels by label (``models/layers.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Noise ladders: how the noise levels sigma_1 > ... > sigma_K are made and chosen, and what a valid ladder is.
 
 Belongs here: functions from numbers (or data) to ladders and step sizes, and the check every ladder passes. Does not
-belong here: what is done at a level (``sampling.py``, ``losses.py``).
+belong here: what is done at a level (``sampling/langevin.py``, ``losses.py``).
 """
 
 from __future__ import annotations

@@ -204,6 +204,19 @@ def test_no_file_is_too_long_without_a_reason_in_its_head():
     assert not too_long
 
 
+def test_heads_name_files_that_are_there():
+    """``name.py`` in a head is a file beside the module, or given from the package's or the project's folder."""
+    lost = {}
+    for path in MODULES.values():
+        head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        roots = (path.parent, ROOT / PACKAGE, ROOT, ROOT / "benchmarks")
+        names = re.findall(r"``([\w./]+\.(?:py|h|cu|cpp|cuh))``", head)
+        missing = [name for name in names if not any((root / name).is_file() for root in roots)]
+        if missing:
+            lost[path.relative_to(ROOT).as_posix()] = missing
+    assert not lost
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 PAGE = ROOT / "docs" / "architecture.md"

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from .. import plots
 from ..data import ImageDataset
+from ..data.ranges import from_image_range, to_image_range
 from ..evaluation.features import choose_features
 from ..evaluation.metrics import nearest_images
-from ..evaluation.report import REFERENCE, compare, evenly, losses_by_level, render
+from ..evaluation.report import LOSS_IMAGES, REFERENCE, compare, evenly, losses_by_level, render
 from ..files import write_atomically
 from ..plots import pictures
 from ..sampling import samplers
-from ..training.checkpoints import load_model
-from .options import CACHE, DIGITS, choose_device, open_data
+from .options import CACHE, DIGITS, choose_device, load_image_network, open_data
 from .output import PICTURE_SIDE
 
 try:
@@ -28,6 +28,7 @@ except ImportError:  # an extra; main says so
     typer = None
 
 ROWS, NEIGHBOURS = 10, 5  # of the picture
+STEPS = 20  # at each noise level, as of sample
 HELDOUT, OTHER_HALF = "held-out images", "real images"
 
 
@@ -59,11 +60,20 @@ def evaluate_command(
         Literal["ema", "last"],
         typer.Option(help="Of a run: the moving average, or the weights of the last step."),
     ] = "ema",
-    sampler: Annotated[
-        Literal["ald", "cas", "pc"],
-        typer.Option(help="Annealed Langevin, consistent annealed, predictor-corrector."),
-    ] = "ald",
-    steps: Annotated[int, typer.Option(help="Steps at each noise level.")] = 20,
+    sampler: Annotated[Literal[samplers.NAMES], typer.Option(help=samplers.sampler_help())] = "ald",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps at each noise level; not of samplers for few passes.",
+            show_default=str(STEPS),
+        ),
+    ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(
+            help=samplers.option_help("passes"), show_default=samplers.option_default("passes")
+        ),
+    ] = None,
     step_lr: Annotated[
         float | None, typer.Option(help="As of sample.", show_default="as of sample")
     ] = None,
@@ -77,17 +87,20 @@ def evaluate_command(
     """
     where = choose_device(device)
     pictures.require()
-    samplers.check_options(sampler, {"step_lr": step_lr})
-    model, size = load_model(source, where, weights=weights)
+    given = {"step_lr": step_lr, "passes": passes}
+    samplers.check_options(sampler, given)
+    if steps is None and samplers.SAMPLERS[sampler].level_count is None:
+        steps = STEPS
+    model, size = load_image_network(source, where, weights)
     if size is None or size[0] != size[1]:
         raise ValueError(f"{source} must be of square images of a known size, got {size}")
+    shape, expected = (model.sample_shape[0], *size), model.data_range
     folder = source if source.is_dir() else source.parent
     out = folder / "evaluation" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
 
     def opened(name: str) -> ImageDataset:
-        shape = size[0], model.config.in_channels
-        return open_data(name, *shape, cache=folder / CACHE, verbose=True)
+        return open_data(name, size[0], shape[0], cache=folder / CACHE, verbose=True)
 
     training = opened(data)
     if heldout is None and data == DIGITS:
@@ -99,17 +112,17 @@ def evaluate_command(
         real, real_name = opened(heldout), HELDOUT
         training_of_losses = compared = training
     for name, images in ((data, training), (heldout or data, real)):
-        if images.shape[1:] != (model.config.in_channels, *size):
+        if images.shape[1:] != shape:
             raise ValueError(
-                f"the images of {name} must be {(model.config.in_channels, *size)}, as those that {source} was trained "
-                f"on, got {tuple(images.shape[1:])}"
+                f"the images of {name} must be {shape}, as those that {source} was trained on, "
+                f"got {tuple(images.shape[1:])}"
             )
     if len(real) < n:
         n = len(real)
         typer.echo(f"{n} samples are drawn: as many as there are {real_name}")
     some = real[:: len(real) // n][:n]
     network = choose_features(features, evenly(compared, REFERENCE), where)
-    options = samplers.own_options(sampler, model.sigmas.tolist(), {"step_lr": step_lr})
+    options = samplers.own_options(sampler, model.sigmas.tolist(), given)
     drawn = [
         model.sample(
             min(batch, n - begin),
@@ -124,12 +137,13 @@ def evaluate_command(
         )
         for begin in range(0, n, batch)
     ]
-    samples = torch.cat(drawn).clamp(-1, 1).cpu()
+    samples = to_image_range(torch.cat(drawn), expected).cpu()
     report = compare(samples, compared, some, network, real_name=real_name, seed=seed)
     losses = {"sigmas": model.sigmas.tolist()}
-    losses["training images"] = losses_by_level(model, training_of_losses, seed=seed)
-    if heldout is not None:
-        losses[HELDOUT] = losses_by_level(model, real, seed=seed)
+    for name, images in {"training images": training_of_losses, HELDOUT: real}.items():
+        if name != HELDOUT or heldout is not None:
+            seen = from_image_range(evenly(images, LOSS_IMAGES), expected)
+            losses[name] = losses_by_level(model, seen, seed=seed)
     report["loss_by_level"] = losses
     report["sampling"] = {"sampler": sampler, "n_steps_each": steps, "seed": seed, **options}
     report |= {"data": data, "heldout": heldout, "weights": weights}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from ..data import ImageDataset, open_images
 from ..data.opening import DIGITS, DIGITS_SIZE
 from ..data.ranges import DataRangeWarning
+from ..models.base import ScoreModel
+from ..training.checkpoints import load_model
 
 try:
     import typer
@@ -46,6 +49,22 @@ def open_data(data: str, image_size: int, channels: int, **options: Any) -> Imag
 def read_data(data: str, image_size: int, channels: int) -> Tensor:
     """The images of an option, all in memory."""
     return open_data(data, image_size, channels)[:]
+
+
+def load_image_network(
+    source: Path, device: torch.device, weights: str
+) -> tuple[ScoreModel, tuple[int, ...] | None]:
+    """A network of images with its noise levels, and the size of those it was trained on."""
+    model, size = load_model(source, device, weights=weights)
+    if len(model.sample_shape) != 3 or model.data_range is None:
+        what = "logits" if len(model.sample_shape) == 3 else "points"
+        raise ValueError(
+            f"{source} is of a {type(model).__name__} of {what}, and this command is for images: in Python, "
+            "load_model(path)[0].sample(n)"
+        )
+    if not (len(model.sigmas) and bool((model.sigmas > 0).all())):
+        raise ValueError(f"{source} has no noise levels: set_sigmas before it is saved")
+    return model, size
 
 
 def choose_device(name: str) -> torch.device:

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from ..data.ranges import to_image_range
-from ..models.base import ScoreModel
 from ..models.sampling_settings import load_sampling
 from ..sampling import samplers
 from ..sampling import to_folder as sharded
 from ..sampling.run import callback_sigmas
-from ..training.checkpoints import load_model
-from .options import choose_device
+from .options import choose_device, load_image_network
 from .output import FILES, GRID, STRIP, check_pictures, write_pictures, writer
 
 try:
@@ -154,7 +152,7 @@ def sample_command(
             raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
         write = writer(out, file_format)
         check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
-        model, size = _load_image_network(source, where, weights)
+        model, size = load_image_network(source, where, weights)
         expected = model.data_range
         if image_size is None and size is None:
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
@@ -219,19 +217,3 @@ def sample_command(
             images = draw(0, min(n, batch, GRID), **watch) if wanted else None
         write_pictures(images, frames, [*named, 0.0], grid, strip, gif)
         typer.echo(f"{n} images: {out}")
-
-
-def _load_image_network(
-    source: Path, device: torch.device, weights: str
-) -> tuple[ScoreModel, tuple[int, ...] | None]:
-    """A network of images with its noise levels, and the size of those it was trained on."""
-    model, size = load_model(source, device, weights=weights)
-    if len(model.sample_shape) != 3 or model.data_range is None:
-        what = "logits" if len(model.sample_shape) == 3 else "points"
-        raise ValueError(
-            f"{source} is of a {type(model).__name__} of {what}, and this command writes images: in Python, "
-            "load_model(path)[0].sample(n)"
-        )
-    if not (len(model.sigmas) and bool((model.sigmas > 0).all())):
-        raise ValueError(f"{source} has no noise levels: set_sigmas before it is saved")
-    return model, size

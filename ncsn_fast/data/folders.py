@@ -1,7 +1,7 @@
 """Many images as one tensor: of a folder, or of an array file.
 
 Belongs here: which files are read, in which order, and what is said of the others; arrays. Does not belong here: what
-the values of one image file mean (``images.py``), the order in which a training takes them (``training.py``).
+the values of one image file mean (``images.py``), the order in which a training takes them (``training/order.py``).
 """
 
 from __future__ import annotations

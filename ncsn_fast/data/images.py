@@ -1,7 +1,8 @@
 """One image: from any file that pillow opens to values in [-1, 1], and back to bytes.
 
 Belongs here: what the values of a file mean, whatever its mode. Does not belong here: folders and arrays of images
-(``folders.py``), pictures made of several (``pictures.py``). Pillow comes with an extra and is imported where used.
+(``folders.py``), pictures made of several (``plots/pictures.py``). Pillow comes with an extra and is imported where it
+is used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Distributions of points in the plane, small enough to see a sampler fail, with exact scores where there are any.
 
 Belongs here: drawing such points, and the score of their density at a noise level. Does not belong here: images
-(``images.py``, ``folders.py``), pictures of points (``plots.py``).
+(``images.py``, ``folders.py``), pictures of points (``plots/figures.py``).
 
 Points come from the noise stream: point ``i`` of a seed is the same whatever the number of points.
 """

@@ -105,6 +105,14 @@ def to_image_range(images: Tensor, given: Range) -> Tensor:
     return (images - low) * (2 / (high - low)) - 1
 
 
+def from_image_range(images: Tensor, wanted: Range) -> Tensor:
+    """Images in [-1, 1], as files give them, in the range of a network's data."""
+    if wanted == IMAGE_RANGE:
+        return images
+    low, high = wanted
+    return (images + 1) * ((high - low) / 2) + low
+
+
 def byte_hint(dtype: torch.dtype, expected: Range | None = IMAGE_RANGE) -> str:
     """How bytes become what a network expects, as the end of a message; empty for other dtypes."""
     if dtype != torch.uint8 or expected is None:

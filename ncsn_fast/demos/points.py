@@ -1,6 +1,6 @@
 """The demos on points in the plane: two Gaussians, whose score is known, and the checkerboard.
 
-Belongs here: their settings, their numbers, their figures. Does not belong here: the digits' demo (``demo.py``),
+Belongs here: their settings, their numbers, their figures. Does not belong here: the digits' demo (``digits.py``),
 training, sampling, plots and exact scores themselves.
 """
 

@@ -39,7 +39,7 @@ def compare(
     """Samples, real images and noise against the training images, all three of one size.
 
     Args:
-        samples: ``(N, C, H, W)`` in [-1, 1].
+        samples: ``(N, C, H, W)`` in [-1, 1], whatever the network's range.
         training: the reference, of which at most 5,000, evenly spaced, are taken.
         real: ``(N, C, H, W)``, images that are not in ``training``: what a perfect network would get.
         features: what images are compared by.

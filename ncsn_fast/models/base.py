@@ -90,9 +90,8 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         """
         self.check_data(x)
         if self.conditioned_on == LABEL:
-            return check_labels(
-                self, condition, x.shape[0]
-            )  # len(x) would fix it in an exported graph
+            # Not len(x), which torch.export would take for a constant.
+            return check_labels(self, condition, x.shape[0])
         return check_sigma(x, condition)
 
     def check_data(self, x: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The record of a run's losses, and when a loss says that training has failed.
 
 Belongs here: ``losses.csv``, losses that are not finite or have exploded. Does not belong here: the loss itself
-(``losses.py``), pictures of it (``plots.py``).
+(``losses.py``), pictures of it (``plots/figures.py``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How to train: the settings of a run, what each may be, and what follows from them at a step.
 
-Belongs here: settings as data. Does not belong here: the loop (``training.py``), the shape of a network
+Belongs here: settings as data. Does not belong here: the loop (``trainer.py``), the shape of a network
 (``config.py``).
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import NCSN, NCSNConfig
+from ncsn_fast import NCSN, NCSNConfig, ScoreModel, register
 from ncsn_fast.cli import main
 from ncsn_fast.data import load_digits
+from ncsn_fast.models import registry
 from ncsn_fast.training import TrainingSettings, train
 
 CONFIG = NCSNConfig(in_channels=1, nf=4, num_classes=2, dilations=(1, 1, 1, 1), sigmas=(1.0, 0.2))
@@ -73,3 +75,49 @@ def test_mistakes(run, capsys, tmp_path):
     ):
         status, _, error = evaluate(capsys, *arguments)
         assert status == 2 and message in error
+
+
+def test_a_network_of_another_range(capsys, tmp_path, monkeypatch):
+    """One for data in [0, 1], with a configuration of its own fields, sees its own range; sets are compared in ours."""
+    monkeypatch.setattr(registry, "NETWORKS", dict(registry.NETWORKS))
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class UnitConfig:
+        sigmas: tuple[float, ...] | None = None
+
+    @register
+    class UnitNet(ScoreModel):
+        """Its score draws everything to 0.75."""
+
+        Config = UnitConfig
+        data_range = (0.0, 1.0)
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        @property
+        def sample_shape(self):
+            return (1, 8, 8)
+
+        def forward(self, x, sigma):
+            if x.requires_grad or self.training or len(x) == 64:
+                seen.append(x.detach())
+            return (0.75 - x) * self.scale / self.check_input(x, sigma).view(-1, 1, 1, 1) ** 2
+
+    model = UnitNet(UnitConfig((1.0, 0.001)))
+    model.save_pretrained(tmp_path / "unit")
+    (tmp_path / "unit" / "image_size.json").write_text("[8, 8]")
+    options = ["--features", "pca", "--sampler", "euler", "--passes", 2, "--n", 100]
+    command = ["evaluate", tmp_path / "unit", *options, "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in command])
+    assert end.value.code == 0, capsys.readouterr().err
+    nearly_clean = seen[-1]  # of the loss at sigma 0.001
+    assert -0.1 < nearly_clean.min() < 0.1 and 0.9 < nearly_clean.max() < 1.1
+    report = json.loads((tmp_path / "unit" / "evaluation" / "report.json").read_text())
+    assert report["sampling"]["passes"] == 2 and report["sampling"]["sampler"] == "euler"
+    # All samples are grey of 0.75, so 0.5 in [-1, 1], and the nearest digit is as far from that as it is.
+    expected = (load_digits() - 0.5).flatten(1).norm(dim=1).min()
+    assert report["sets"]["samples"]["nearest"] == pytest.approx(float(expected), rel=1e-2)
