@@ -1,6 +1,6 @@
 // The convolution engine's kernels as a table of functions, one table for each SIMD level, and the constants of
 // Winograd's F(4x4, 3x3). What runs where and on which memory is decided in convolver.h; the kernels are written once,
-// in level_forward.h and level_gradients.h.
+// in level_forward.h, level_gradients.h and level_direct.h.
 //
 // A tile is 4x4 outputs, made of 6x6 inputs. Its transforms have 36 positions; at each the convolution is a matrix
 // product over the channels (Winograd 1980; Lavin & Gray, "Fast algorithms for convolutional neural networks", 2015;
@@ -45,6 +45,18 @@ struct Touch {
   int64_t pixels;
 };
 
+// What a direct convolution makes of `pixels` pixels for the `outputs` (at most a panel) of a panel.
+struct DirectPanel {
+  const float* v;       // v[pixel][tap, of those below][channel]
+  const float* u;       // u[tap, of all][channel][output of the panel]
+  const int64_t* tap;   // the taps that are in v: `taps` numbers
+  int64_t taps, channels, pixels, outputs;
+  const float* bias;      // a full panel
+  const float* residual;  // null, or as y
+  float* y;
+  int64_t y_pixel;  // elements from a pixel of y to the next
+};
+
 struct ConvKernels {
   int panel;  // outputs in a panel
 
@@ -63,8 +75,9 @@ struct ConvKernels {
   void (*transform_outputs)(const float* m, int64_t m_position, int64_t tiles, const float* bias,
                             const float* residual, int64_t outputs, const Outputs<float>& y);
 
-  // to[column][output] = from[output][column], for the outputs of a panel.
-  void (*transpose_panel)(const float* from, int64_t from_row, int64_t columns, float* to);
+  // to[column][output] = from[output][column], for the outputs of a panel; rows of `to_row` elements.
+  void (*transpose_panel)(const float* from, int64_t from_row, int64_t columns, float* to,
+                          int64_t to_row);
 
   // g[channel][tap][output of the panel] to u, for `depth` channels; `u_position` is from one position to the next.
   void (*transform_weights)(const float* g, int64_t depth, float* u, int64_t u_position);
@@ -84,6 +97,9 @@ struct ConvKernels {
 
   // To g[channel][tap][output of the panel], for `depth` channels.
   void (*transform_weight_gradients)(const float* u, int64_t u_position, int64_t depth, float* g);
+
+  // The direct convolution of some pixels, for the outputs of a panel.
+  void (*direct)(const DirectPanel& panel);
 };
 
 // Those of the CPU's level.

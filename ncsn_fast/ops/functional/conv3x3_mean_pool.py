@@ -53,13 +53,15 @@ def conv3x3_mean_pool(
         check_tensor("bias", bias, FLOATING, like=x)
         check_shape("bias", bias, weight.shape[:1])
     if weight.shape[2] == 1:
-        return F.conv2d(F.avg_pool2d(x, 2), weight, bias)
+        small = F.avg_pool2d(x, 2)
+        direct = select_convolution("conv3x3", None, "direct", 1, small, weight, bias)
+        return convolve(small, weight, bias, None, 1, False, direct)
     chosen = select_convolution("conv3x3", backend, "auto", 1, x, weight, bias)
-    if chosen == COMPOSED:
+    if chosen.backend == COMPOSED:
         # The mean of the four shifts: what a 2x2 pool makes of the weight with zeros around it.
         mean = F.avg_pool2d(weight, 2, stride=1, padding=1)
         return F.conv2d(x, mean, bias, stride=2, padding=1)
     # In channels_last the pool is several times as fast, and its result is what is converted back.
     rows = x.contiguous(memory_format=torch.channels_last)
-    y = F.avg_pool2d(convolve(rows, None, None, weight, bias, None, 1, 0.0, False, chosen), 2)
+    y = F.avg_pool2d(convolve(rows, weight, bias, None, 1, False, chosen), 2)
     return y.contiguous() if layout_of(x) != "channels_last" else y
