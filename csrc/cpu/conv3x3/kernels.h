@@ -45,16 +45,23 @@ struct Touch {
   int64_t pixels;
 };
 
-// What a direct convolution makes of `pixels` pixels for the `outputs` (at most a panel) of a panel.
-struct DirectPanel {
-  const float* v;       // v[pixel][tap, of those below][channel]
-  const float* u;       // u[tap, of all][channel][output of the panel]
-  const int64_t* tap;   // the taps that are in v: `taps` numbers
-  int64_t taps, channels, pixels, outputs;
-  const float* bias;      // a full panel
-  const float* residual;  // null, or as y
+// A direct convolution of consecutive pixels of a row, for the outputs of a panel: a sum of products along runs, of a tap's
+// channels or of those of taps side by side. A pixel's inputs are `v_pixel` elements after the pixel's before it; u is
+// the place of the weights, [channel][output of the panel], within a panel.
+struct DirectRun {
+  const float* v;
+  int64_t u, depth;
+};
+
+struct DirectBlock {
+  const DirectRun* runs;
+  int64_t count, v_pixel;
+  const float* u;
+  int64_t pixels, outputs;  // outputs: at most a panel
+  const float* bias;        // a full panel
+  const float* residual;    // null, or as y
   float* y;
-  int64_t y_pixel;  // elements from a pixel of y to the next
+  int64_t y_pixel;
 };
 
 struct ConvKernels {
@@ -98,11 +105,16 @@ struct ConvKernels {
   // To g[channel][tap][output of the panel], for `depth` channels.
   void (*transform_weight_gradients)(const float* u, int64_t u_position, int64_t depth, float* g);
 
-  // The direct convolution of some pixels, for the outputs of a panel.
-  void (*direct)(const DirectPanel& panel);
+  // Of at most `direct_pixels` pixels, or `direct_pixels_narrow` where the outputs fill no more than half a panel.
+  int direct_pixels, direct_pixels_narrow;
+  void (*direct)(const DirectBlock& block);
 };
 
 // Those of the CPU's level.
 const ConvKernels& conv_kernels();
+
+// Those for a direct convolution of so many outputs: with few, of a lower level with shorter vectors. It makes the same
+// bits, since a lane is one output.
+const ConvKernels& direct_kernels(int64_t outputs);
 
 }  // namespace ncsn

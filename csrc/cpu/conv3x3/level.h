@@ -108,6 +108,8 @@ constexpr ConvKernels kKernels = {kPanel,
                                   accumulate,
                                   sum_tiles,
                                   transform_weight_gradients,
+                                  kRows,
+                                  kNarrowRows,
                                   direct};
 
 #undef NCSN_VECTOR

@@ -1,45 +1,47 @@
-// A part of level.h: the direct convolution, a matrix product of patches of the image with the weights.
+// A part of level.h: the direct convolution of some pixels, a matrix product of the image's rows with the weights.
 
-// So many channels of taps are summed up before they are added to the sum of the others: the rounding of a long sum
-// grows with its length.
+// So many products are summed up before they are added to the sum of the others: the rounding of a long sum grows with
+// its length. A run may be longer.
 constexpr int64_t kDirectSegment = 128;
+
+// Pixels at once where there is one vector of outputs: enough sums to hide the latency of an addition.
+constexpr int kNarrowRows = kRows < 12 ? 12 : kRows;
 
 // R pixels and V vectors of outputs. Each number is the same sequence of operations whatever R is.
 template <int V, int R>
-NCSN_LEVEL_TARGET static void direct_pixels(const DirectPanel& d, int64_t first) {
-  const int64_t v_row = d.taps * d.channels;
-  const float* v = d.v + first * v_row;
+NCSN_LEVEL_TARGET static void direct_pixels(const DirectBlock& d) {
+  const int64_t v_pixel = d.v_pixel;
   Vector total[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int w = 0; w < V; ++w) total[r][w] = load(d.bias + w * kWidth);
   }
-  for (int64_t t = 0; t < d.taps;) {
+  for (int64_t i = 0; i < d.count;) {
     Vector sum[R][V];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
       for (int w = 0; w < V; ++w) sum[r][w] = Vector{};
     }
-    int64_t channels = 0;
+    int64_t products = 0;
     do {
-      const float* const u = d.u + d.tap[t] * d.channels * kPanel;
-      for (int64_t k = 0; k < d.channels; ++k) {
+      const DirectRun& run = d.runs[i];
+      const float *v = run.v, *u = d.u + run.u;
+      for (int64_t k = 0; k < run.depth; ++k, ++v, u += kPanel) {
         Vector weights[V];
 #pragma GCC unroll 2
-        for (int w = 0; w < V; ++w) weights[w] = load(u + k * kPanel + w * kWidth);
+        for (int w = 0; w < V; ++w) weights[w] = load(u + w * kWidth);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-          const Vector x = all(v[r * v_row + k]);
+          const Vector x = all(v[r * v_pixel]);
 #pragma GCC unroll 2
           for (int w = 0; w < V; ++w) sum[r][w] = fma(x, weights[w], sum[r][w]);
         }
       }
-      v += d.channels;
-      channels += d.channels;
-      ++t;
-    } while (t < d.taps && channels + d.channels <= kDirectSegment);
+      products += run.depth;
+      ++i;
+    } while (i < d.count && products + d.runs[i].depth <= kDirectSegment);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
@@ -48,12 +50,11 @@ NCSN_LEVEL_TARGET static void direct_pixels(const DirectPanel& d, int64_t first)
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    const int64_t at = (first + r) * d.y_pixel;
 #pragma GCC unroll 2
     for (int w = 0; w < V; ++w) {
-      const int64_t o = w * kWidth, lanes = d.outputs - o;
-      float* const y = d.y + at + o;
-      const float* const old = d.residual == nullptr ? nullptr : d.residual + at + o;
+      const int64_t o = w * kWidth, lanes = d.outputs - o, at = r * d.y_pixel + o;
+      float* const y = d.y + at;
+      const float* const old = d.residual == nullptr ? nullptr : d.residual + at;
       if (lanes >= kWidth) {
         store(y, old == nullptr ? total[r][w] : total[r][w] + load(old));
         continue;
@@ -67,26 +68,24 @@ NCSN_LEVEL_TARGET static void direct_pixels(const DirectPanel& d, int64_t first)
   }
 }
 
-using DirectPixels = void (*)(const DirectPanel&, int64_t);
+using DirectPixels = void (*)(const DirectBlock&);
 template <int V, int... R>
 struct DirectTable {
   static constexpr DirectPixels functions[] = {direct_pixels<V, R>...};
 };
+using DirectNarrow = DirectTable<1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 #if NCSN_LEVEL_ROWS == 14
-template <int V>
-using Direct = DirectTable<V, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>;
+                                 , 13, 14>;
+using DirectWide = DirectTable<2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>;
 #else
-template <int V>
-using Direct = DirectTable<V, 1, 2, 3, 4, 5, 6>;
+                                 >;
+using DirectWide = DirectTable<2, 1, 2, 3, 4, 5, 6>;
 #endif
+static_assert(sizeof(DirectNarrow::functions) / sizeof(DirectPixels) == kNarrowRows, "each count");
+static_assert(sizeof(DirectWide::functions) / sizeof(DirectPixels) == kRows, "each count");
 
-NCSN_LEVEL_TARGET static void direct(const DirectPanel& d) {
+NCSN_LEVEL_TARGET static void direct(const DirectBlock& d) {
   const DirectPixels* const functions =
-      d.outputs <= kWidth ? Direct<1>::functions : Direct<2>::functions;
-  const int64_t blocks = (d.pixels + kRows - 1) / kRows;  // of equal size, as far as can be
-  for (int64_t b = 0, first = 0; b < blocks; ++b) {
-    const int64_t last = (b + 1) * d.pixels / blocks;
-    functions[last - first - 1](d, first);
-    first = last;
-  }
+      d.outputs <= kWidth ? DirectNarrow::functions : DirectWide::functions;
+  functions[d.pixels - 1](d);
 }

@@ -19,7 +19,7 @@ namespace ncsn {
 // --- memory ---------------------------------------------------------------------------------------
 
 enum class Use { kWeights, kSharedInputs, kInputs, kProducts, kRows, kTaps, kGradients,
-                 kGradientRows, kWeightGradients, kPatches, kUses };
+                 kGradientRows, kWeightGradients, kUses };
 
 // Memory of the calling thread for one use, kept for its next call: fresh memory of this size would have to be mapped
 // anew by the system, which costs as much as a small convolution.
