@@ -26,7 +26,7 @@ def conv3x3_mean_pool(
         x: ``(N, C, H, W)``, floating, H and W even; contiguous or channels_last, which the output keeps.
         weight: ``(O, C, 3, 3)`` or ``(O, C, 1, 1)``.
         bias: ``(O,)`` or None.
-        backend: of the 3x3 convolution: ``"native"``, ``"reference"``, ``"auto"``; None for the policy.
+        backend: of the convolution: ``"native"``, ``"reference"``, ``"auto"``; None for the policy.
 
     Returns:
         ``(N, O, H/2, W/2)``. Differentiable to any order.
@@ -54,7 +54,7 @@ def conv3x3_mean_pool(
         check_shape("bias", bias, weight.shape[:1])
     if weight.shape[2] == 1:
         small = F.avg_pool2d(x, 2)
-        direct = select_convolution("conv3x3", None, "direct", 1, small, weight, bias)
+        direct = select_convolution("conv3x3", backend, "direct", 1, small, weight, bias)
         return convolve(small, weight, bias, None, 1, False, direct)
     chosen = select_convolution("conv3x3", backend, "auto", 1, x, weight, bias)
     if chosen.backend == COMPOSED:
