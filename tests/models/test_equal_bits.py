@@ -1,7 +1,7 @@
 """A sample has the same bits whatever its batch, its number in it, the layout and the number of threads.
 
-On one processor. In the most chaotic setting: an untrained network with the documented ladder, whose first steps amplify
-the last bit of a rounding to whole digits.
+On one processor. In the most chaotic setting: an untrained network with the documented ladder, whose first steps
+amplify the last bit of a rounding to whole digits.
 """
 
 from __future__ import annotations

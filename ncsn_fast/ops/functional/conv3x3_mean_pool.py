@@ -19,8 +19,9 @@ def conv3x3_mean_pool(
 
     Both are linear. For 3x3 they are one convolution of 4x4 with stride 2, whose weight is the mean of the four shifts
     of ``weight``: 4 multiplications a pixel, channel and output in place of 9, by PyTorch. On a CPU in float32 the
-    engine of :func:`ncsn_fast.ops.conv3x3` needs 2.25, and then the mean of its result; wherever it serves, it takes
-    half the time. For 1x1 the mean comes first: a quarter of the work. All are equal in exact arithmetic.
+    engine of :func:`ncsn_fast.ops.conv3x3` needs 2.25, and then the mean of its result; wherever it pays, it takes
+    half the time. Where it does not, a direct convolution of our own comes before the mean, so that a sample has the
+    same bits in any batch. For 1x1 the mean comes first: a quarter of the work. All are equal in exact arithmetic.
 
     Args:
         x: ``(N, C, H, W)``, floating, H and W even; contiguous or channels_last, which the output keeps.
