@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "build_config.h"
+#include "cpu/conv3x3/kernels.h"
 #include "cpu/simd.h"
 
 namespace py = pybind11;
@@ -30,7 +31,8 @@ py::dict build_config() {
   return py::dict(
       "compiler"_a = compiler(), "flags"_a = NCSN_COMPILER_FLAGS,
       "threads"_a = "torch::stable::parallel_for", "simd_levels"_a = ncsn::simd_levels(),
-      "simd_level"_a = ncsn::simd_name(ncsn::simd_level()), "torch"_a = NCSN_TORCH_VERSION,
+      "simd_level"_a = ncsn::simd_name(ncsn::simd_level()),
+      "conv_panel"_a = ncsn::conv_kernels().panel, "torch"_a = NCSN_TORCH_VERSION,
       "cuda"_a = cuda.empty() ? py::object(py::none()) : py::object(py::str(cuda)),
       "cuda_architectures"_a = NCSN_CUDA_ARCHITECTURES, "schemas"_a = NCSN_SCHEMAS);
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..checks import height_and_width, positive_int, positive_number
 from ..data.ranges import IMAGE_RANGE, Range
 from ..sampling.run import draw
@@ -44,21 +45,29 @@ def draw_samples(
         start = {"seed": seed, "sample_offset": sample_offset, "device": weight.device}
         init = low + (high - low) * (initial_state(shape, init_dist, **start) + 1) / 2
     last = model.samples_as_weights and weight.is_contiguous(memory_format=torch.channels_last)
-    drawn = draw(
-        model,
-        sampler,
-        model.scores(),
-        shape,
-        model.sigmas.tolist(),
-        device=weight.device,
-        layout=torch.channels_last if last else torch.contiguous_format,
-        clip=ends[1] if opposite else None,
-        init=init,
-        init_dist=init_dist,
-        seed=seed,
-        sample_offset=sample_offset,
-        **options,
-    )
+    if (callback := options.get("callback")) is not None:
+
+        def then_forget(*arguments: Any) -> None:
+            callback(*arguments)
+            ops.forget_packed()  # whatever it did to the weights
+
+        options["callback"] = then_forget
+    with ops.prepack(model):
+        drawn = draw(
+            model,
+            sampler,
+            model.scores(),
+            shape,
+            model.sigmas.tolist(),
+            device=weight.device,
+            layout=torch.channels_last if last else torch.contiguous_format,
+            clip=ends[1] if opposite else None,
+            init=init,
+            init_dist=init_dist,
+            seed=seed,
+            sample_offset=sample_offset,
+            **options,
+        )
     if ends is not None and not opposite:
         (drawn[0] if isinstance(drawn, tuple) else drawn).clamp_(*ends)
     return drawn

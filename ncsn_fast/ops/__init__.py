@@ -18,6 +18,7 @@ from .functional.langevin_step import langevin_step_
 from .functional.max_pool5 import max_pool5
 from .functional.norm_elu_conv3x3 import norm_elu_conv3x3
 from .functional.philox import philox_bits, philox_normal, philox_uniform
+from .packing import forget_packed, prepack
 
 __all__ = [
     "STREAM_INIT",
@@ -29,12 +30,14 @@ __all__ = [
     "conv3x3",
     "conv3x3_mean_pool",
     "elu_conv3x3",
+    "forget_packed",
     "langevin_step_",
     "max_pool5",
     "norm_elu_conv3x3",
     "philox_bits",
     "philox_normal",
     "philox_uniform",
+    "prepack",
     "set_backend",
     "use_backend",
     "wants_channels_last",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The answer to "which backend?" where no kernel does all of an operator: it is composed of parts, each of which has
-# the backend that serves it; the convolution among them is PyTorch's.
+# The backend of an operator that no kernel does all of: it is composed of parts, each of which has the backend that
+# serves it; the convolution among them is PyTorch's.
 COMPOSED = "composed"
 
 # Where Winograd's F(4x4, 3x3) beats a direct convolution on a CPU, by measurement. For one sample, so that a sample's
@@ -87,6 +87,15 @@ WINOGRAD = Algorithm(
 )
 DIRECT = Algorithm(
     name="direct",
+    backend="native",
+    devices=("cpu",),
+    dtypes=(torch.float32,),
+    pays=lambda x, dilation: True,
+    when="where winograd does not pay",
+)
+# The same by PyTorch.
+COMPOSED_DIRECT = Algorithm(
+    name="direct",
     backend=COMPOSED,
     devices=(),
     dtypes=(),
@@ -95,4 +104,4 @@ DIRECT = Algorithm(
 )
 
 # In the order in which `auto` tries them.
-CONV_ALGORITHMS = (WINOGRAD, DIRECT)
+CONV_ALGORITHMS = (WINOGRAD, DIRECT, COMPOSED_DIRECT)

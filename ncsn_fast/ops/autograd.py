@@ -304,6 +304,41 @@ class NormELUConv3x3Backward(Function):
         return (*seconds[:2], None, *seconds[2:], *[None] * 7)
 
 
+class DirectConv(Function):
+    """``conv_direct`` by a backend's operator; its gradients are those of PyTorch's convolution. Saves x and weight."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        dilation: int,
+        elu: bool,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = (dilation, elu)
+        return operator("conv_direct", backend)(x, weight, bias, residual, dilation, elu)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dilation, elu = ctx.settings
+        sizes = ([weight.shape[0]], [1, 1], [dilation * (weight.shape[2] // 2)] * 2, [dilation] * 2)
+        needed = ctx.needs_input_grad[:3]
+        h = F.elu(x) if elu else x
+        # Differentiable again, by PyTorch's own rules.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad_y, h, weight, *sizes, False, [0, 0], 1, needed
+        )
+        if elu and needed[0]:
+            grad_x = torch.ops.aten.elu_backward(grad_x, 1.0, 1.0, 1.0, False, x)
+        residual = grad_y if ctx.needs_input_grad[3] else None
+        return grad_x, grad_weight, grad_bias, residual, None, None, None
+
+
 def _unit_of(labels: Tensor | None, dilation: int, eps: float, elu: bool) -> Callable[..., Tensor]:
     """The reference as a function of what has a gradient; without labels, of the convolution alone."""
 

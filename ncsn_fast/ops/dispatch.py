@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import extension
-from .algorithms import COMPOSED, CONV_ALGORITHMS, WINOGRAD, names_of
+from .algorithms import COMPOSED, CONV_ALGORITHMS, WINOGRAD, Algorithm, names_of
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
@@ -184,33 +184,32 @@ TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
 
 def select_convolution(
     op: str, backend: str | None, conv_algo: str, dilation: int, *tensors: Tensor | None
-) -> str:
-    """:func:`select`, and among the algorithms of ``CONV_ALGORITHMS``: the backend of the one to use, or ``COMPOSED``.
+) -> Algorithm:
+    """:func:`select`, and among ``CONV_ALGORITHMS`` the one to use.
 
     Raises:
         BackendError: as :func:`select`; the algorithm asked for cannot serve the call.
         ValueError: as :func:`select`; an unknown ``conv_algo``.
     """
-    names = tuple(algorithm.name for algorithm in CONV_ALGORITHMS)
+    names = {algorithm.name for algorithm in CONV_ALGORITHMS}
     if conv_algo != "auto" and conv_algo not in names:
         known = ", ".join(("auto", *sorted(names)))
         raise ValueError(f"conv_algo must be one of {known}, got {conv_algo!r}")
     chosen = select(op, backend, *tensors)
     x = tensors[0]
-    if conv_algo == "auto":
-        if backend is not None:
-            return chosen
-        return next(
-            algorithm.backend
-            for algorithm in CONV_ALGORITHMS
-            if algorithm.backend in (chosen, COMPOSED) and algorithm.pays(x, dilation)
-        )
-    wanted = CONV_ALGORITHMS[names.index(conv_algo)].backend
-    if wanted != COMPOSED:
-        reason = transform() or why_not(wanted, op, x.device.type, *tensors)
+    if conv_algo == WINOGRAD.name:  # PyTorch has none to fall back on
+        reason = transform() or why_not(WINOGRAD.backend, op, x.device.type, *tensors)
         if reason is not None:
             raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
-    return wanted
+        return WINOGRAD
+    # A backend that was asked for by the call: its first algorithm, whether it pays or not.
+    return next(
+        algorithm
+        for algorithm in CONV_ALGORITHMS
+        if algorithm.backend in (chosen, COMPOSED)
+        and conv_algo in ("auto", algorithm.name)
+        and (backend is not None or algorithm.pays(x, dilation))
+    )
 
 
 def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:

@@ -36,12 +36,16 @@ SCHEMAS = {
     "avg_pool5": "(Tensor x) -> Tensor",
     "norm_elu_conv3x3": (
         "(Tensor x, Tensor labels, Tensor norm_weight, Tensor weight, Tensor? bias,"
-        " Tensor? residual, int dilation, float eps, bool elu)"
+        " Tensor? residual, int dilation, float eps, bool elu, Tensor? packed=None)"
         " -> (Tensor y, Tensor mean, Tensor rstd)"
     ),
     "conv3x3": (
         "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int dilation, bool transposed,"
-        " bool elu) -> Tensor"
+        " bool elu, Tensor? packed=None) -> Tensor"
+    ),
+    "conv3x3_pack": "(Tensor weight, int panel) -> Tensor",
+    "conv_direct": (
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int dilation, bool elu) -> Tensor"
     ),
     "conv3x3_weight_gradient": (
         "(Tensor grad_y, Tensor x, Tensor? labels, Tensor? norm_weight, Tensor? mean, Tensor? rstd,"
@@ -132,6 +136,8 @@ KERNELS = {
     "avg_pool5": reference.avg_pool5,
     "norm_elu_conv3x3": reference.norm_elu_conv3x3_with_statistics,
     "conv3x3": reference.conv3x3,
+    "conv3x3_pack": reference.conv3x3_pack,
+    "conv_direct": reference.conv_direct,
     "conv3x3_weight_gradient": reference.conv3x3_weight_gradient,
     "langevin_step_": _langevin_step_,
     "philox_": _philox_,

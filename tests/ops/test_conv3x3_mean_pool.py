@@ -61,7 +61,7 @@ def test_against_float64(shape, dtype, layout, kernel):
 
 @LAYOUTS
 def test_which_algorithm(layout, record_backends):
-    """The engine where it serves, else one convolution with stride 2; both give the same."""
+    """Kernels of our own where they serve, else one convolution with stride 2; all give the same."""
     x, weight, bias, _ = inputs((2, 17, 16, 18), 5, 3, layout=layout)
     wide = [t.double() for t in (x, weight, bias)]
     expected = reference.conv3x3_mean_pool(*wide)
@@ -73,8 +73,15 @@ def test_which_algorithm(layout, record_backends):
         y = ops.conv3x3_mean_pool(x, weight, bias, backend="reference")
         assert relative_error(y, expected) <= TOLERANCES[torch.float32].forward
         torch.testing.assert_close(ops.conv3x3_mean_pool(*wide), expected)
-        ops.conv3x3_mean_pool(x, weight[:, :, :1, :1], bias)
+        ops.conv3x3_mean_pool(x, weight[:, :, :1, :1], bias, backend="reference")
     assert not ran
+    thin = x[:, :3].contiguous(memory_format=layout)
+    with record_backends() as ran:
+        ops.conv3x3_mean_pool(x, weight[:, :, :1, :1], bias)
+        few = ops.conv3x3_mean_pool(thin, weight[:, :3], bias)
+    assert ran == [("conv_direct", "native")] * 2
+    wide = [t.double() for t in (thin, weight[:, :3], bias)]
+    assert relative_error(few, reference.conv3x3_mean_pool(*wide)) <= 1e-6
 
 
 def test_second_order_by_the_engine():

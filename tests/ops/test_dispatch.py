@@ -14,7 +14,13 @@ import torch
 import ncsn_fast
 from ncsn_fast import info, ops, set_backend, use_backend
 from ncsn_fast.ops import dispatch, extension, schema
-from ncsn_fast.ops.algorithms import COMPOSED, CONV_ALGORITHMS
+from ncsn_fast.ops.algorithms import (
+    COMPOSED,
+    COMPOSED_DIRECT,
+    CONV_ALGORITHMS,
+    DIRECT,
+    WINOGRAD,
+)
 
 
 def ran_by(record_backends, **arguments):
@@ -220,7 +226,7 @@ def test_info_lists_every_operator_and_backend():
         assert set(facts["why_not"]) == set(dispatch.BACKENDS)
         assert facts["why_not"]["reference"] is None
     rows = info.collect()["conv_algorithms"]
-    assert [row["conv_algo"] for row in rows] == ["winograd", "direct"]
+    assert [row["conv_algo"] for row in rows] == ["winograd", "direct", "direct"]
     assert rows[0]["backend"] == "native" and rows[0]["dtype"] == "float32"
 
 
@@ -263,6 +269,7 @@ def test_the_table_of_algorithms_has_every_kernel_of_the_convolution():
             for backend, device in in_table
             if device == "cpu"
         )
+    assert extension.has_kernel("conv_direct", "native", "cpu")
     # The last one serves everything.
     assert CONV_ALGORITHMS[-1].backend == COMPOSED and not CONV_ALGORITHMS[-1].devices
 
@@ -277,9 +284,14 @@ def test_what_is_composed_has_a_name_of_its_own():
         dispatch.select_convolution("conv3x3", backend, algorithm, 1, x, weight)
         for backend, algorithm in (
             (None, "auto"), (None, "direct"), ("reference", "winograd"), ("reference", "auto"),
+            ("reference", "direct"), ("native", "auto"), ("native", "direct"),
         )
     ]  # fmt: skip
-    assert chosen == ["native", COMPOSED, "native", COMPOSED]
+    assert chosen == [
+        WINOGRAD, DIRECT, WINOGRAD, COMPOSED_DIRECT, COMPOSED_DIRECT, WINOGRAD, DIRECT,
+    ]  # fmt: skip
+    double = dispatch.select_convolution("conv3x3", None, "auto", 1, x.double(), weight.double())
+    assert double is COMPOSED_DIRECT
 
 
 def test_another_thread_never_sees_half_a_policy():

@@ -36,7 +36,10 @@ class Convolver {
         weights_(weights),
         output_(output),
         bias_(static_cast<size_t>(weights.panels() * kernels_.panel)),
-        u_(thread_memory(Use::kWeights, weights.panels() * weights.panel_size())),
+        packed_(weights.kept() != nullptr
+                    ? nullptr
+                    : thread_memory(Use::kWeights, weights.panels() * weights.panel_size())),
+        u_(weights.kept() != nullptr ? weights.kept() : packed_),
         threads_(torch::stable::get_num_threads()),
         most_(most_tiles(shape)),
         strips_(cut_strips(shape, most_)),
@@ -45,12 +48,9 @@ class Convolver {
   }
 
   // The weights are packed before `run`, in parts 0 .. parts() - 1 by any thread.
-  int64_t parts() const { return weights_.panels() * weights_.parts_of_panel(); }
+  int64_t parts() const { return weights_.parts(); }
 
-  void pack(int64_t part) const {
-    const int64_t n = weights_.parts_of_panel(), p = part / n;
-    weights_.pack(p, part % n, u_ + p * weights_.panel_size());
-  }
+  void pack(int64_t part) const { weights_.pack(part, packed_); }
 
   void run(const ConvInput& input) const {
     const int64_t n = static_cast<int64_t>(chunks_.size()), even = n - n % threads_;
@@ -166,7 +166,8 @@ class Convolver {
   const PackedWeights& weights_;
   ConvOutput output_;
   std::vector<float> bias_;  // padded to full panels
-  float* u_;                 // the packed weights
+  float* packed_;            // where the weights are packed
+  const float* u_;           // the packed weights
   int64_t threads_;
   int64_t most_;  // tiles in a chunk
   std::vector<Strip> strips_;

@@ -1,4 +1,4 @@
-// norm_elu_conv3x3 and conv3x3 for the CPU, by the convolution engine: checks, and the two operators.
+// norm_elu_conv3x3 and conv3x3 for the CPU, by the convolution engine, and their weights packed in advance.
 
 // Changes no result. Else GCC keeps comparisons of floating-point numbers as branches, and loops stay scalar.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -13,66 +13,42 @@
 namespace ncsn {
 namespace {
 
-// --- checked arguments ----------------------------------------------------------------------------
-
-ConvWeights conv_weights(const Tensor& weight) {
-  return {weight.const_data_ptr<float>(), weight.stride(0), weight.stride(1), weight.stride(2),
-          weight.stride(3)};
+// What conv3x3_pack has made of the weight, or null.
+const float* kept_weights(const ConvShape& shape, const std::optional<Tensor>& packed) {
+  if (!packed) return nullptr;
+  const PackedWeights expected(shape, {});
+  STD_TORCH_CHECK(packed->scalar_type() == ScalarType::Float && is_contiguous(*packed) &&
+                      packed->dim() == 3 && packed->size(0) == expected.panels() &&
+                      packed->size(1) == kPositions && packed->size(2) == expected.position(),
+                  "packed must be what conv3x3_pack made of a weight of this shape");
+  return packed->const_data_ptr<float>();
 }
 
-Tensor new_channels_last(const Tensor& like, const ConvShape& s) {
-  return torch::stable::empty({s.samples, s.outputs, s.height, s.width}, like.scalar_type(),
-                              std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
+Tensor conv3x3_pack(Tensor weight, int64_t panel) {
+  STD_TORCH_CHECK(panel == conv_kernels().panel, "panel must be that of the processor's level, ",
+                  conv_kernels().panel, ", got ", panel);
+  const ConvWeights w = conv_weights(weight, 3);
+  const ConvShape shape = {0, weight.size(1), weight.size(0), 0, 0, 1};
+  const PackedWeights weights(shape, w);
+  Tensor packed = torch::stable::new_empty(
+      weight, {weights.panels(), kPositions, weights.position()});
+  float* const u = packed.mutable_data_ptr<float>();
+  const int64_t used = shape.channels * panel, unused = weights.position() - used;
+  parallel_each(weights.panels() * kPositions, [&](int64_t i) {
+    std::fill_n(u + i * weights.position() + used, unused, 0.0f);
+  });
+  parallel_each(weights.parts(), [&](int64_t part) { weights.pack(part, u); });
+  return packed;
 }
-
-struct ConvCall {
-  ConvShape shape;
-  ConvWeights weights;
-  const float *bias, *residual;
-};
-
-ConvCall conv_call(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                   const std::optional<Tensor>& residual, int64_t dilation, bool transposed) {
-  check_channels_last(x, "x");
-  STD_TORCH_CHECK(dilation >= 1, "dilation must be at least 1, got ", dilation);
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float, "weight must be float32, got ",
-                  torch::headeronly::toString(weight.scalar_type()));
-  const int64_t from = transposed ? 0 : 1;
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(from) == x.size(1) && weight.size(2) == 3 &&
-                      weight.size(3) == 3,
-                  "weight must have shape (O, C, 3, 3) and fit the ", x.size(1), " channels of x");
-  ConvCall call = {{x.size(0), x.size(1), weight.size(1 - from), x.size(2), x.size(3), dilation},
-                   conv_weights(weight),
-                   nullptr,
-                   nullptr};
-  if (transposed) call.weights = call.weights.transposed();
-  if (bias) {
-    STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float && bias->dim() == 1 &&
-                        bias->size(0) == call.shape.outputs && is_contiguous(*bias),
-                    "bias must be a contiguous float32 (", call.shape.outputs, ",)");
-    call.bias = bias->const_data_ptr<float>();
-  }
-  if (residual) {
-    check_channels_last(*residual, "residual");
-    STD_TORCH_CHECK(residual->size(0) == x.size(0) &&
-                        residual->size(1) == call.shape.outputs &&
-                        residual->size(2) == x.size(2) && residual->size(3) == x.size(3),
-                    "residual must have the shape of the result");
-    call.residual = residual->const_data_ptr<float>();
-  }
-  return call;
-}
-
-// --- the operators --------------------------------------------------------------------------------
 
 Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
-               int64_t dilation, bool transposed, bool elu) {
-  const ConvCall call = conv_call(x, weight, bias, residual, dilation, transposed);
+               int64_t dilation, bool transposed, bool elu, std::optional<Tensor> packed) {
+  const ConvCall call = conv_call(x, weight, bias, residual, dilation, 3, transposed);
   Tensor y = new_channels_last(x, call.shape);
   if (y.numel() == 0) return y;
-  const PackedWeights packed(call.shape, call.weights);
-  const Convolver convolver(call.shape, packed,
+  STD_TORCH_CHECK(!(transposed && packed), "packed weights are not those of the gradient");
+  const PackedWeights weights(call.shape, call.weights, kept_weights(call.shape, packed));
+  const Convolver convolver(call.shape, weights,
                             {y.mutable_data_ptr<float>(), call.bias, call.residual});
   parallel_each(convolver.parts(), [&](int64_t part) { convolver.pack(part); });
   convolver.run({x.const_data_ptr<float>(), nullptr, nullptr, nullptr, elu});
@@ -82,8 +58,9 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optiona
 std::tuple<Tensor, Tensor, Tensor> norm_elu_conv3x3(Tensor x, Tensor labels, Tensor norm_weight,
                                                     Tensor weight, std::optional<Tensor> bias,
                                                     std::optional<Tensor> residual,
-                                                    int64_t dilation, double eps, bool elu) {
-  const ConvCall call = conv_call(x, weight, bias, residual, dilation, false);
+                                                    int64_t dilation, double eps, bool elu,
+                                                    std::optional<Tensor> packed) {
+  const ConvCall call = conv_call(x, weight, bias, residual, dilation, 3, false);
   const NormArguments a = norm_arguments(x, labels, norm_weight);
   const ConvShape& s = call.shape;
   Tensor y = new_channels_last(x, s);
@@ -94,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_elu_conv3x3(Tensor x, Tensor labels, Ten
   float* const rstds = rstd.mutable_data_ptr<float>();
   const float* const values = x.const_data_ptr<float>();
 
-  const PackedWeights packed(s, call.weights);
-  const Convolver convolver(s, packed, {y.mutable_data_ptr<float>(), call.bias, call.residual});
+  const PackedWeights weights(s, call.weights, kept_weights(s, packed));
+  const Convolver convolver(s, weights, {y.mutable_data_ptr<float>(), call.bias, call.residual});
   const Statistics statistics(a.planes.geometry, values);
   const int64_t threads = torch::stable::get_num_threads();
   parallel_each(threads, [&](int64_t part) {
@@ -126,5 +103,6 @@ std::tuple<Tensor, Tensor, Tensor> norm_elu_conv3x3(Tensor x, Tensor labels, Ten
 
 STABLE_TORCH_LIBRARY_IMPL(ncsn_fast, CPU, m) {
   m.impl("conv3x3", TORCH_BOX(&ncsn::conv3x3));
+  m.impl("conv3x3_pack", TORCH_BOX(&ncsn::conv3x3_pack));
   m.impl("norm_elu_conv3x3", TORCH_BOX(&ncsn::norm_elu_conv3x3));
 }

@@ -51,4 +51,12 @@ const ConvKernels& conv_kernels() {
   return baseline::kKernels;
 }
 
+const ConvKernels& direct_kernels(int64_t outputs) {
+#if NCSN_X86
+  if (simd_level() == Simd::kAvx512 && 2 * outputs <= avx2::kKernels.panel) return avx2::kKernels;
+#endif
+  static_cast<void>(outputs);
+  return conv_kernels();
+}
+
 }  // namespace ncsn

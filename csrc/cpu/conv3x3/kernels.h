@@ -1,6 +1,6 @@
 // The convolution engine's kernels as a table of functions, one table for each SIMD level, and the constants of
 // Winograd's F(4x4, 3x3). What runs where and on which memory is decided in convolver.h; the kernels are written once,
-// in level_forward.h and level_gradients.h.
+// in level_forward.h, level_gradients.h and level_direct.h.
 //
 // A tile is 4x4 outputs, made of 6x6 inputs. Its transforms have 36 positions; at each the convolution is a matrix
 // product over the channels (Winograd 1980; Lavin & Gray, "Fast algorithms for convolutional neural networks", 2015;
@@ -45,6 +45,25 @@ struct Touch {
   int64_t pixels;
 };
 
+// A direct convolution of consecutive pixels of a row, for the outputs of a panel: a sum of products along runs, of a tap's
+// channels or of those of taps side by side. A pixel's inputs are `v_pixel` elements after the pixel's before it; u is
+// the place of the weights, [channel][output of the panel], within a panel.
+struct DirectRun {
+  const float* v;
+  int64_t u, depth;
+};
+
+struct DirectBlock {
+  const DirectRun* runs;
+  int64_t count, v_pixel;
+  const float* u;
+  int64_t pixels, outputs;  // outputs: at most a panel
+  const float* bias;        // a full panel
+  const float* residual;    // null, or as y
+  float* y;
+  int64_t y_pixel;
+};
+
 struct ConvKernels {
   int panel;  // outputs in a panel
 
@@ -63,8 +82,9 @@ struct ConvKernels {
   void (*transform_outputs)(const float* m, int64_t m_position, int64_t tiles, const float* bias,
                             const float* residual, int64_t outputs, const Outputs<float>& y);
 
-  // to[column][output] = from[output][column], for the outputs of a panel.
-  void (*transpose_panel)(const float* from, int64_t from_row, int64_t columns, float* to);
+  // to[column][output] = from[output][column], for the outputs of a panel; rows of `to_row` elements.
+  void (*transpose_panel)(const float* from, int64_t from_row, int64_t columns, float* to,
+                          int64_t to_row);
 
   // g[channel][tap][output of the panel] to u, for `depth` channels; `u_position` is from one position to the next.
   void (*transform_weights)(const float* g, int64_t depth, float* u, int64_t u_position);
@@ -84,9 +104,17 @@ struct ConvKernels {
 
   // To g[channel][tap][output of the panel], for `depth` channels.
   void (*transform_weight_gradients)(const float* u, int64_t u_position, int64_t depth, float* g);
+
+  // Of at most `direct_pixels` pixels, or `direct_pixels_narrow` where the outputs fill no more than half a panel.
+  int direct_pixels, direct_pixels_narrow;
+  void (*direct)(const DirectBlock& block);
 };
 
 // Those of the CPU's level.
 const ConvKernels& conv_kernels();
+
+// Those for a direct convolution of so many outputs: with few, of a lower level with shorter vectors. It makes the same
+// bits, since a lane is one output.
+const ConvKernels& direct_kernels(int64_t outputs);
 
 }  // namespace ncsn

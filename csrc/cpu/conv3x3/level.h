@@ -94,6 +94,7 @@ NCSN_VECTOR void weight_gradient_transform(const Vector u[6], Vector g[3]) {
 
 // --- the kernels ----------------------------------------------------------------------------------
 
+#include "cpu/conv3x3/level_direct.h"
 #include "cpu/conv3x3/level_forward.h"
 #include "cpu/conv3x3/level_gradients.h"
 
@@ -106,7 +107,10 @@ constexpr ConvKernels kKernels = {kPanel,
                                   transform_gradients,
                                   accumulate,
                                   sum_tiles,
-                                  transform_weight_gradients};
+                                  transform_weight_gradients,
+                                  kRows,
+                                  kNarrowRows,
+                                  direct};
 
 #undef NCSN_VECTOR
 #undef NCSN_LEVEL_TARGET

@@ -202,7 +202,7 @@ NCSN_VECTOR void transpose_step(const Vector a[kWidth], Vector b[kWidth]) {
 // to[column][row] of a panel from from[row][column], by squares: every step of interleaving rows with those half of the
 // square further down moves one bit of the column's number to the row's.
 NCSN_LEVEL_TARGET static void transpose_panel(const float* from, int64_t from_row, int64_t columns,
-                                              float* to) {
+                                              float* to, int64_t to_row) {
   int64_t c = 0;
   for (; c + kWidth <= columns; c += kWidth) {
     for (int r = 0; r < kPanel; r += kWidth) {
@@ -215,12 +215,12 @@ NCSN_LEVEL_TARGET static void transpose_panel(const float* from, int64_t from_ro
       if (kWidth > 8) transpose_step(b, a);
 #pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) {
-        store(to + (c + i) * kPanel + r, kWidth == 8 ? b[i] : a[i]);
+        store(to + (c + i) * to_row + r, kWidth == 8 ? b[i] : a[i]);
       }
     }
   }
   for (; c < columns; ++c) {
-    for (int r = 0; r < kPanel; ++r) to[c * kPanel + r] = from[r * from_row + c];
+    for (int r = 0; r < kPanel; ++r) to[c * to_row + r] = from[r * from_row + c];
   }
 }
 

@@ -9,65 +9,80 @@
 
 namespace ncsn {
 
-// Weights g(output, channel, row, column), of any strides.
+// Weights g(output, channel, row, column), of any strides; side x side taps.
 struct ConvWeights {
   const float* data;
   int64_t output, channel, row, column;  // strides
+  int64_t side;
 
-  bool contiguous_taps() const { return channel == 9 && row == 3 && column == 1; }
+  int64_t taps() const { return side * side; }
 
   // Those of the gradient: outputs and channels change places, rows and columns run backwards.
   ConvWeights transposed() const {
-    return {data + 2 * row + 2 * column, channel, output, -row, -column};
+    return {data + (side - 1) * (row + column), channel, output, -row, -column, side};
+  }
+
+  // To g[channel][tap][output of the panel]: `depth` channels from `first` on and the outputs of panel p, of all that
+  // are; where these end, zeros.
+  void gather(const ConvKernels& kernels, int64_t p, int64_t all_outputs, int64_t first,
+              int64_t depth, float* g) const {
+    const int64_t width = kernels.panel, outputs = std::min(width, all_outputs - p * width);
+    const float* const from = data + p * width * output + first * channel;
+    const bool consecutive_taps = channel == taps() && row == side && column == 1;
+    if (outputs == width && consecutive_taps) {
+      return kernels.transpose_panel(from, output, depth * taps(), g, width);
+    }
+    for (int64_t tap = 0; tap < taps(); ++tap) {
+      const float* const of_tap = from + tap / side * row + tap % side * column;
+      float* to = g + tap * width;
+      if (outputs == width && channel == 1) {  // channels_last
+        kernels.transpose_panel(of_tap, output, depth, to, taps() * width);
+        continue;
+      }
+      for (int64_t k = 0; k < depth; ++k, to += taps() * width) {
+        for (int64_t o = 0; o < outputs; ++o) to[o] = of_tap[k * channel + o * output];
+        for (int64_t o = outputs; o < width; ++o) to[o] = 0;
+      }
+    }
   }
 };
 
-// The transformed weights of a convolution, by panels and parts of panels.
+// The transformed weights of a convolution, by panels and parts of panels: u[panel][position][channel][output of the
+// panel], each position padded to `position()` elements.
 //
-// They are transformed on every call: nothing can go stale. A cache of them would be four times as large as the weights,
-// and where it is not in a processor's cache, reading it takes as long as this does.
+// They are transformed on every call, so that nothing can go stale, unless the caller has kept them from an earlier one.
 class PackedWeights {
  public:
-  PackedWeights(const ConvShape& shape, const ConvWeights& weights)
-      : kernels_(conv_kernels()), shape_(shape), weights_(weights) {}
+  PackedWeights(const ConvShape& shape, const ConvWeights& weights, const float* kept = nullptr)
+      : kernels_(conv_kernels()), shape_(shape), weights_(weights), kept_(kept) {}
 
   int64_t panels() const { return (shape_.outputs + kernels_.panel - 1) / kernels_.panel; }
-  int64_t parts_of_panel() const { return (shape_.channels + kPart - 1) / kPart; }
   int64_t position() const { return position_stride(shape_.channels, kernels_.panel); }
   int64_t panel_size() const { return kPositions * position(); }
 
-  // Part `part` of panel p, to u, which begins with the panel.
-  void pack(int64_t p, int64_t part, float* u) const {
-    const int64_t width = kernels_.panel, first = part * kPart;
+  // What was kept, or null.
+  const float* kept() const { return kept_; }
+
+  // The parts, which any thread packs; none if they were kept.
+  int64_t parts() const { return kept_ == nullptr ? panels() * parts_of_panel() : 0; }
+
+  void pack(int64_t part, float* u) const {
+    const int64_t p = part / parts_of_panel(), first = part % parts_of_panel() * kPart;
     const int64_t depth = std::min(kPart, shape_.channels - first);
-    const int64_t outputs = std::min(width, shape_.outputs - p * width);
-    float* const g = thread_memory(Use::kTaps, kPart * 9 * width);
-    const float* const from = weights_.data + p * width * weights_.output + first * weights_.channel;
-    if (weights_.contiguous_taps() && outputs == width) {
-      kernels_.transpose_panel(from, weights_.output, depth * 9, g);
-    } else {
-      gather(from, depth, outputs, g);
-    }
-    kernels_.transform_weights(g, depth, u + first * width, position());
+    float* const g = thread_memory(Use::kTaps, kPart * 9 * kernels_.panel);
+    weights_.gather(kernels_, p, shape_.outputs, first, depth, g);
+    kernels_.transform_weights(g, depth, u + p * panel_size() + first * kernels_.panel, position());
   }
 
  private:
   static constexpr int64_t kPart = 16;  // channels
 
-  void gather(const float* from, int64_t depth, int64_t outputs, float* g) const {
-    const ConvWeights& w = weights_;
-    for (int64_t k = 0; k < depth; ++k) {
-      for (int64_t tap = 0; tap < 9; ++tap, g += kernels_.panel) {
-        const float* const of_tap = from + k * w.channel + tap / 3 * w.row + tap % 3 * w.column;
-        for (int64_t o = 0; o < outputs; ++o) g[o] = of_tap[o * w.output];
-        for (int64_t o = outputs; o < kernels_.panel; ++o) g[o] = 0;
-      }
-    }
-  }
+  int64_t parts_of_panel() const { return (shape_.channels + kPart - 1) / kPart; }
 
   const ConvKernels& kernels_;
   const ConvShape& shape_;
   ConvWeights weights_;
+  const float* kept_;
 };
 
 }  // namespace ncsn

@@ -1,4 +1,4 @@
-"""What the 3x3 convolutions share: the checks of their arguments, the direct algorithm, the call of a backend."""
+"""What the 3x3 convolutions share: the checks of their arguments, and the calls of the algorithms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd
+from ..algorithms import COMPOSED, WINOGRAD, Algorithm
 from ..autograd import needs_gradient
 from ..checks import FLOATING, check_shape, check_tensor
+from ..packing import packed_of
 from ..schema import operator
 
 
@@ -34,15 +36,43 @@ def check_convolution(
     return x, weight, bias, residual
 
 
-def direct(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dilation: int
-) -> Tensor:
-    """PyTorch's convolution: the part of a composed operator that no kernel of ours does."""
-    y = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
-    return y if residual is None else y + residual
-
-
 def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dilation: int,
+    elu: bool,
+    algorithm: Algorithm,
+) -> Tensor:
+    """``conv(elu(x)) + residual``, or without the ELU, by any algorithm; 1x1 by all but Winograd's."""
+    if algorithm is WINOGRAD:
+        return by_engine(x, None, None, weight, bias, residual, dilation, 0.0, elu, WINOGRAD)
+    if algorithm.backend == COMPOSED:
+        padding = dilation * (weight.shape[2] // 2)
+        h = F.elu(x) if elu else x
+        y = F.conv2d(h, weight, bias, padding=padding, dilation=dilation)
+        return y if residual is None else y + residual
+    x, bias, residual, convert = _channels_last(x, bias, residual)
+    if needs_gradient(x, weight, bias, residual):
+        y = autograd.DirectConv.apply(x, weight, bias, residual, dilation, elu, algorithm.backend)
+    else:
+        y = operator("conv_direct", algorithm.backend)(x, weight, bias, residual, dilation, elu)
+    return y.contiguous() if convert else y
+
+
+def _channels_last(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, bool]:
+    """As the operators take them, and whether their result must be converted to the layout of ``x``."""
+    convert = not x.is_contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    return x, None if bias is None else bias.contiguous(), residual, convert
+
+
+def by_engine(
     x: Tensor,
     labels: Tensor | None,
     norm_weight: Tensor | None,
@@ -52,20 +82,18 @@ def convolve(
     dilation: int,
     eps: float,
     elu: bool,
-    backend: str,
+    algorithm: Algorithm,
 ) -> Tensor:
-    """The operators' call: they take and give channels_last; any other layout is converted, there and back."""
-    convert = not x.is_contiguous(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=torch.channels_last)
-    if bias is not None:
-        bias = bias.contiguous()
+    """Norm, unless labels are None, ELU and 3x3 convolution at once."""
+    x, bias, residual, convert = _channels_last(x, bias, residual)
+    backend = algorithm.backend
     tensors = (x, labels, norm_weight, weight, bias, residual)
     if needs_gradient(*tensors):
         y = autograd.NormELUConv3x3.apply(*tensors, dilation, eps, elu, backend)
     elif labels is None:
-        y = operator("conv3x3", backend)(x, weight, bias, residual, dilation, False, elu)
+        conv = operator("conv3x3", backend)
+        y = conv(x, weight, bias, residual, dilation, False, elu, packed_of(weight))
     else:
-        y = operator("norm_elu_conv3x3", backend)(*tensors, dilation, eps, elu)[0]
+        fused = operator("norm_elu_conv3x3", backend)
+        y = fused(*tensors, dilation, eps, elu, packed_of(weight))[0]
     return y.contiguous() if convert else y

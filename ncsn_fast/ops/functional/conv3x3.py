@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ...checks import integer
-from ..algorithms import COMPOSED
 from ..dispatch import select, select_convolution, transform
-from ._convolution import check_convolution, convolve, direct
+from ._convolution import check_convolution, convolve
 
 
 def conv3x3(
@@ -25,9 +24,7 @@ def conv3x3(
     dilation = integer("dilation", dilation, 1)
     tensors = check_convolution(x, weight, bias, residual)
     chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
-    if chosen == COMPOSED:
-        return direct(x, weight, bias, residual, dilation)
-    return convolve(x, None, None, weight, bias, residual, dilation, 0.0, False, chosen)
+    return convolve(x, weight, bias, residual, dilation, False, chosen)
 
 
 def wants_channels_last(x: Tensor) -> bool:

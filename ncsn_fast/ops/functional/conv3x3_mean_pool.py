@@ -19,14 +19,15 @@ def conv3x3_mean_pool(
 
     Both are linear. For 3x3 they are one convolution of 4x4 with stride 2, whose weight is the mean of the four shifts
     of ``weight``: 4 multiplications a pixel, channel and output in place of 9, by PyTorch. On a CPU in float32 the
-    engine of :func:`ncsn_fast.ops.conv3x3` needs 2.25, and then the mean of its result; wherever it serves, it takes
-    half the time. For 1x1 the mean comes first: a quarter of the work. All are equal in exact arithmetic.
+    engine of :func:`ncsn_fast.ops.conv3x3` needs 2.25, and then the mean of its result; wherever it pays, it takes
+    half the time. Where it does not, a direct convolution of our own comes before the mean, so that a sample has the
+    same bits in any batch. For 1x1 the mean comes first: a quarter of the work. All are equal in exact arithmetic.
 
     Args:
         x: ``(N, C, H, W)``, floating, H and W even; contiguous or channels_last, which the output keeps.
         weight: ``(O, C, 3, 3)`` or ``(O, C, 1, 1)``.
         bias: ``(O,)`` or None.
-        backend: of the 3x3 convolution: ``"native"``, ``"reference"``, ``"auto"``; None for the policy.
+        backend: of the convolution: ``"native"``, ``"reference"``, ``"auto"``; None for the policy.
 
     Returns:
         ``(N, O, H/2, W/2)``. Differentiable to any order.
@@ -53,13 +54,15 @@ def conv3x3_mean_pool(
         check_tensor("bias", bias, FLOATING, like=x)
         check_shape("bias", bias, weight.shape[:1])
     if weight.shape[2] == 1:
-        return F.conv2d(F.avg_pool2d(x, 2), weight, bias)
+        small = F.avg_pool2d(x, 2)
+        direct = select_convolution("conv3x3", backend, "direct", 1, small, weight, bias)
+        return convolve(small, weight, bias, None, 1, False, direct)
     chosen = select_convolution("conv3x3", backend, "auto", 1, x, weight, bias)
-    if chosen == COMPOSED:
+    if chosen.backend == COMPOSED:
         # The mean of the four shifts: what a 2x2 pool makes of the weight with zeros around it.
         mean = F.avg_pool2d(weight, 2, stride=1, padding=1)
         return F.conv2d(x, mean, bias, stride=2, padding=1)
     # In channels_last the pool is several times as fast, and its result is what is converted back.
     rows = x.contiguous(memory_format=torch.channels_last)
-    y = F.avg_pool2d(convolve(rows, None, None, weight, bias, None, 1, 0.0, False, chosen), 2)
+    y = F.avg_pool2d(convolve(rows, weight, bias, None, 1, False, chosen), 2)
     return y.contiguous() if layout_of(x) != "channels_last" else y

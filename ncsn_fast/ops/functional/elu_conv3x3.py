@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...checks import integer
-from ..algorithms import COMPOSED
 from ..checks import check_padding
 from ..dispatch import select_convolution
-from ._convolution import check_convolution, convolve, direct
+from ._convolution import check_convolution, convolve
 from .max_pool5 import max_pool5
 
 
@@ -59,6 +57,4 @@ def elu_conv3x3(
     chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
     if pool is not None:
         x = max_pool5(x, padding=pool, backend=backend)
-    if chosen == COMPOSED:
-        return direct(F.elu(x) if elu else x, weight, bias, residual, dilation)
-    return convolve(x, None, None, weight, bias, residual, dilation, 0.0, elu, chosen)
+    return convolve(x, weight, bias, residual, dilation, elu, chosen)

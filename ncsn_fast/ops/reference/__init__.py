@@ -14,7 +14,7 @@ from .cond_instance_norm_elu import (
     cond_instance_norm_elu_with_statistics,
     statistics_dtype,
 )
-from .conv3x3 import conv3x3, conv3x3_weight_gradient
+from .conv3x3 import conv3x3, conv3x3_pack, conv3x3_weight_gradient, conv_direct
 from .conv3x3_mean_pool import conv3x3_mean_pool
 from .elu_conv3x3 import elu_conv3x3
 from .langevin_step import langevin_step_, noise_scale
@@ -29,7 +29,9 @@ __all__ = [
     "cond_instance_norm_elu_with_statistics",
     "conv3x3",
     "conv3x3_mean_pool",
+    "conv3x3_pack",
     "conv3x3_weight_gradient",
+    "conv_direct",
     "elu_conv3x3",
     "langevin_step_",
     "max_pool5",

@@ -40,6 +40,7 @@ def norm_elu_conv3x3_with_statistics(
     dilation: int = 1,
     eps: float = 1e-5,
     elu: bool = True,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The unit without a pool, channels_last, and the norm's statistics, which its gradient needs."""
     h, mean, rstd = cond_instance_norm_elu_with_statistics(x, labels, norm_weight, eps, elu)
