@@ -10,6 +10,7 @@ from __future__ import annotations
 from .guards import TrainingInterrupted
 from .log import LOSSES_NAME, TrainingError, read_losses
 from .objective import Objective
+from .observers import Observer
 from .settings import CONTINUOUS, LADDER, LEARNED, TrainingSettings
 from .trainer import Trainer, train
 
@@ -19,6 +20,7 @@ __all__ = [
     "LEARNED",
     "LOSSES_NAME",
     "Objective",
+    "Observer",
     "Trainer",
     "TrainingError",
     "TrainingInterrupted",
