@@ -36,14 +36,13 @@ from .checkpoints import (
 )
 from .config import RunConfig, save_config
 from .guards import TrainingInterrupted, deferred_interrupt, sole_run
+from .live import LOG_EVERY, live_line
 from .log import LOSSES_NAME, LossLog, TrainingError
 from .objective import Objective
 from .observers import Observer
 from .order import Batches, check_data, describe_data
 from .resuming import check_same_run, with_ema_warmup
 from .settings import CONTINUOUS, TrainingSettings
-
-FLUSH_EVERY = 10  # steps; reading a loss waits for the device
 
 
 def train(
@@ -218,7 +217,7 @@ class Trainer:
         Raises:
             CheckpointError, TrainingError, TrainingInterrupted: as of :func:`train`.
         """
-        first, last = self.step, self.settings.iterations
+        first, last, device = self.step, self.settings.iterations, self.model.sigmas.device
         path = self.out / CHECKPOINT_NAME
         self._log = self._new_log()
         # Only now, when the folder has proved writable: a run begun anew must not end with the old run's weights.
@@ -238,8 +237,9 @@ class Trainer:
                 for observer in self.observers:
                     observer.on_step(self, loss, rate)
                 bar.update()
-                if self.step % FLUSH_EVERY == 0:
-                    bar.set_postfix(loss=f"{self._log.collect():.3f}", lr=f"{rate:.1e}")
+                if self.step % LOG_EVERY == 0:  # reading a loss waits for the device
+                    smooth = self._log.collect()
+                    bar.set_postfix(live_line(bar, smooth, rate, self.settings.batch_size, device))
                 if self.step % self.settings.checkpoint_every == 0 and self.step < last:
                     self.save()
             self._log.collect()
