@@ -26,6 +26,7 @@ from .figures import running_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 SIZE = (5.4, 3.4)  # inches: as wide as a phone's screen, so that the text can be read there
 BINS = 400  # of a curve; more points than that are not told apart
@@ -102,7 +103,7 @@ def run_page(
     settings = settings or {}
     held_out = [(r["step"], r["held_out"]) for r in records if "held_out" in r]
     parts = [
-        f"<h1>{_text(title)}</h1>",
+        f"<h1>{_text(title)}</h1>{_times(records)}",
         _tiles(_facts(losses, records, held_out, settings)),
         "<h2>Loss</h2><p>Of the training, summed over a sample: the range within a group of steps, and the running "
         "mean.</p>",
@@ -145,11 +146,12 @@ def _facts(
     memory = [r["memory_bytes"] for r in records if r.get("memory_bytes")]
     if memory:
         facts.append(("memory", f"{max(memory) / 1e9:.2f} GB", "at most"))
-    times = [str(r["time"]) for r in records if r.get("time")]
-    if times:
-        first, last = (time[:16].replace("T", " ") for time in (times[0], times[-1]))
-        facts.append(("last record", last, f"first {first}, UTC"))
     return facts
+
+
+def _times(records: Sequence[Mapping[str, Any]]) -> str:
+    times = [str(record["time"])[:16].replace("T", " ") for record in records if "time" in record]
+    return f"<p>Recorded from {_text(times[0])} to {_text(times[-1])} UTC.</p>" if times else ""
 
 
 def _tiles(facts: Iterable[tuple[str, str, str]]) -> str:
@@ -280,7 +282,6 @@ def _draw_loss(axes: Axes, losses: Sequence[float]) -> None:
     axes.plot(steps, shown, color=SERIES, linewidth=1.6, label="running mean")
     axes.set(xlabel="step", ylabel="loss")
     _finish(axes, values)
-    axes.legend()
 
 
 def _draw_over_time(axes: Axes, held_out: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
@@ -299,7 +300,6 @@ def _draw_over_time(axes: Axes, held_out: Sequence[tuple[int, Mapping[str, Any]]
         axes.plot(steps, values, color=color, linewidth=1.4, marker=marker, label=label)
     axes.set(xlabel="step", ylabel="held-out loss")
     _finish(axes, everything)
-    axes.legend(ncols=2, fontsize="small")
 
 
 def _draw_by_level(axes: Axes, held_out: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
@@ -310,8 +310,8 @@ def _draw_by_level(axes: Axes, held_out: Sequence[tuple[int, Mapping[str, Any]]]
         everything += values
         axes.plot(found["sigmas"], values, color=color, linewidth=1.4, label=f"step {step:,}")
     axes.set(xlabel="σ of the level", ylabel="held-out loss", xscale="log")
+    _plain_ticks(axes.xaxis)
     _finish(axes, everything)
-    axes.legend(fontsize="small")
 
 
 def _scale(n: int) -> list[str]:
@@ -328,6 +328,17 @@ def _finish(axes: Axes, values: Iterable[float]) -> None:
     known = [value for value in values if math.isfinite(value)]
     if known and min(known) > 0:
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     style.grid(axes)
+    axes.figure.legend(loc="outside lower center", ncols=4, fontsize="small", handlelength=1.5)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers such as 20 and 0.5 on a logarithmic axis, of which there are some in less than a decade too."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

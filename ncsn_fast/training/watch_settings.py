@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checks import boolean, number, positive_int
+from ..data import ImageDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +93,18 @@ def held_out_rows(n: int, share: float) -> Tensor:
     rows = torch.zeros(n, dtype=torch.bool, device="cpu")
     rows[middles.long()] = True
     return rows
+
+
+def split_held_out(
+    data: Tensor | ImageDataset, share: float
+) -> tuple[Tensor | ImageDataset, Tensor | ImageDataset]:
+    """Data to train on, and a share of them that is held out, :func:`held_out_rows`; of a data set both are views.
+
+    Raises:
+        Those of :func:`held_out_rows`.
+    """
+    held = held_out_rows(len(data), share)
+    if isinstance(data, ImageDataset):
+        return data.part(~held), data.part(held)
+    rows = held.to(data.device)
+    return data[~rows], data[rows]

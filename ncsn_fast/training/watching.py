@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..data.ranges import IMAGE_RANGE
 from ..files import write_atomically
-from ..models.base import ScoreModel
+from ..models.base import LABEL, ScoreModel
 from ..sampling.engine import ScoreError
 from .live import LOG_EVERY, machine, peak_memory
 from .log import LOG_NAME, LOSSES_NAME, RunLog, cannot_write, read_losses
@@ -63,7 +63,8 @@ class Samples:
         grid: from images ``(N, C, H, W)`` in [-1, 1] to a picture of pillow.
         every: steps; also at the end.
         n: samples in a picture.
-        sampler, passes: how they are drawn, see :meth:`~ncsn_fast.models.base.ScoreModel.sample`.
+        sampler, passes: how they are drawn, see :meth:`~ncsn_fast.models.base.ScoreModel.sample`. Of a network that
+            knows its ladder only there are at most as many passes as levels.
         seed: of their noise.
     """
 
@@ -76,12 +77,14 @@ class Samples:
 
     def draw(self, trainer: Trainer) -> Image:
         """The picture of now."""
-        network = trainer.average.module
+        network, passes = trainer.average.module, self.passes
+        if network.conditioned_on == LABEL:  # it knows no other levels than its ladder's
+            passes = min(passes, len(network.sigmas))
         images = network.sample(
             self.n,
             tuple(trainer.data["shape"][2:]),
             sampler=self.sampler,
-            passes=self.passes,
+            passes=passes,
             seed=self.seed,
             clip=True,
             cuda_graph=False,  # to capture one takes longer than these few passes

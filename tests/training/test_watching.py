@@ -119,8 +119,10 @@ def test_pictures_are_of_the_average_and_the_same_noise(watched):
 
 def test_pictures_of_a_network_with_another_range(tmp_path):
     """0 is black to it, not grey."""
-    model = types.SimpleNamespace(data_range=(0.0, 1.0), sample=lambda n, size, **how: IMAGES[:n])
-    model.sample = lambda n, size, **how: torch.tensor([0.0, 0.5, 1.0]).expand(1, 1, 1, 3)
+    drawn = torch.tensor([0.0, 0.5, 1.0]).expand(1, 1, 1, 3)
+    model = types.SimpleNamespace(
+        data_range=(0.0, 1.0), conditioned_on="sigma", sample=lambda n, size, **how: drawn
+    )
     trainer = types.SimpleNamespace(
         average=types.SimpleNamespace(module=model), data={"shape": (1, 1, 1, 3)}
     )
