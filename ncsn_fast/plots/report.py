@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 SIZE = (5.4, 3.4)  # inches: as wide as a phone's screen, so that the text can be read there
-BINS = 400  # of a curve; more points than that are not told apart
+BINS = 400  # points of a curve, at most; more are not told apart
+GROUP = 5  # steps, at least, whose range is shown
 LEVELS = 6  # curves of noise levels, at most
 TIMES = 4  # curves of times, at most
 PICTURES = 12  # at most, evenly spread
@@ -273,15 +274,22 @@ def _figure(draw: Callable[[Axes], None], name: str) -> str:
 
 def _draw_loss(axes: Axes, losses: Sequence[float]) -> None:
     values = np.asarray(losses, dtype=np.float64)
-    mean, n = running_mean(losses).numpy(), len(losses)
-    ends = np.unique(np.linspace(0, n, min(n, BINS) + 1).round().astype(int))
-    parts = list(itertools.pairwise(ends))
-    low, high = ([f(values[a:b]) for a, b in parts] for f in (np.min, np.max))
-    steps, shown = ends[1:], mean[ends[1:] - 1]
-    axes.fill_between(steps, low, high, color=SERIES, alpha=0.25, linewidth=0, label="range")
-    axes.plot(steps, shown, color=SERIES, linewidth=1.6, label="running mean")
+    n = len(losses)
+    groups = itertools.pairwise(_places(n, max(1, min(BINS, n // GROUP))))
+    middles, low, high = zip(
+        *(((a + b + 1) / 2, values[a:b].min(), values[a:b].max()) for a, b in groups), strict=True
+    )
+    axes.fill_between(middles, low, high, color=SERIES, alpha=0.25, linewidth=0, label="range")
+    steps = _places(n, min(n, BINS))[1:]
+    mean = running_mean(losses).numpy()[steps - 1]
+    axes.plot(steps, mean, color=SERIES, linewidth=1.6, label="running mean")
     axes.set(xlabel="step", ylabel="loss")
     _finish(axes, values)
+
+
+def _places(n: int, parts: int) -> np.ndarray:
+    """Where 0..n is divided into parts, int64 ``(parts + 1,)``."""
+    return np.linspace(0, n, parts + 1).round().astype(np.int64)
 
 
 def _draw_over_time(axes: Axes, held_out: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
