@@ -187,8 +187,8 @@ class Watch(Observer):
     def _record(self, trainer: Trainer, rate: float) -> None:
         losses = [*self._before, *torch.stack(self._fresh).tolist()]  # waits for the device
         self._fresh, self._before = [], []
-        step, now, (then, first) = trainer.step, time.perf_counter(), self._clock
-        speed = None
+        step, now, speed = trainer.step, time.perf_counter(), None
+        then, first = self._clock or (now, step)  # None at the end: a checkpoint was written since
         if step > first:
             speed = (step - first) * trainer.settings.batch_size / (now - then)
         self._clock = (now, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 import sys
 import types
 
@@ -22,6 +23,7 @@ from ncsn_fast.training import (
     HeldOut,
     Observer,
     Samples,
+    TrainingInterrupted,
     TrainingSettings,
     Watch,
     read_log,
@@ -173,6 +175,30 @@ def test_a_killed_run_that_goes_on_has_the_log_of_one_that_was_not(watched, tmp_
         sample_pictures(tmp_path), sample_pictures(watched), strict=True
     ):
         assert a == b and one.read_bytes() == other.read_bytes()
+
+
+class InterruptedAt(KilledAt):
+    """As Ctrl-C."""
+
+    def on_step(self, trainer, loss, rate):
+        if trainer.step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupted_run_notes_its_last_steps_and_goes_on(watched, tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path, observers=[watch(), InterruptedAt(13)])
+    last = read_log(tmp_path / "log.jsonl")[-1]
+    _, losses = read_losses(tmp_path / "losses.csv")
+    assert (last["step"], last["lr"], len(losses)) == (13, 1e-3, 13)
+    assert last["loss"] == pytest.approx(sum(losses[10:]) / 3, rel=1e-5)
+    run(tmp_path, resume=True, observers=[watch()])
+    trained = [r for r in read_log(tmp_path / "log.jsonl") if "loss" in r]
+    _, losses = read_losses(tmp_path / "losses.csv")
+    assert [r["step"] for r in trained] == [10, 13, 20, 25]
+    assert trained[2]["loss"] == pytest.approx(sum(losses[13:20]) / 7, rel=1e-5)
+    whole = load_checkpoint(watched / "checkpoint.pt")
+    assert same(load_checkpoint(tmp_path / "checkpoint.pt").model, whole.model)
 
 
 def test_a_run_begun_anew_begins_its_records_anew(tmp_path):
