@@ -20,6 +20,7 @@ from .demo import demo_command
 from .errors import DEBUG, complain, with_clean_errors
 from .evaluate import evaluate_command
 from .info import info_command
+from .report import report_command
 from .sample import sample_command
 from .schedule import schedule_command
 from .train import train_command
@@ -74,6 +75,7 @@ def _build_app() -> typer.Typer:
         train_command,
         sample_command,
         evaluate_command,
+        report_command,
         schedule_command,
         convert_command,
         demo_command,

@@ -6,11 +6,20 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from torch import Tensor
+
+from .. import plots
 from ..data.ranges import DataRangeWarning
+from ..evaluation import losses_by_level
 from ..models.config import NCSNConfig
+from ..plots import pictures
 from ..training import config, dry_run, train
+from ..training.boards import boards_of
 from ..training.checkpoints import CHECKPOINT_NAME
+from ..training.watch_settings import split_held_out
+from ..training.watching import HeldOut, Samples, Watch
 from .options import assignments, choose_device, integers, read_data
+from .output import PICTURE_SIDE
 
 try:
     import typer
@@ -98,6 +107,27 @@ def train_command(
     checkpoint_every: Annotated[
         int | None, _option("checkpoint_every", "Steps between checkpoints.")
     ] = None,
+    held_out: Annotated[
+        str | None,
+        _option("held_out", "Not trained on but measured: a share, such as 0.05, or as --data."),
+    ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        _option(
+            "evaluate_every", "Steps between held-out losses.", shown="those between checkpoints"
+        ),
+    ] = None,
+    samples_every: Annotated[
+        int | None,
+        _option("samples_every", "Steps between pictures of samples, in samples/.", shown="none"),
+    ] = None,
+    tensorboard: Annotated[
+        bool | None,
+        _option("tensorboard", "Write for TensorBoard.", "--tensorboard/--no-tensorboard"),
+    ] = None,
+    wandb: Annotated[
+        str | None, _option("wandb", "Project of Weights & Biases to write to.", shown="none")
+    ] = None,
     more: Annotated[
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE, any other value, such as embedding=32; again."),
@@ -130,6 +160,8 @@ def train_command(
         **given | assignments(more or []),
     )
     images = run.in_range(read_data(run.data, run.image_size, run.channels))
+    images, held_out_images = _split(images, run)
+    watch = _watch(run, held_out_images)
     run = run.resolved(images, where)
     model = run.new_network(images)
     sigmas = model.sigmas.tolist()
@@ -144,8 +176,36 @@ def train_command(
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataRangeWarning)  # read_data has told it
-        train(model, images, run.settings, out, config=run, **how)
+        train(model, images, run.settings, out, config=run, observers=[watch], **how)
     typer.echo(f"trained: {out / CHECKPOINT_NAME}; draw with: ncsn-fast sample {out}")
+
+
+def _split(images: Tensor, run: config.RunConfig) -> tuple[Tensor, Tensor | None]:
+    """The images to train on, and those that are held out, if any are."""
+    watching = run.watching
+    if watching.held_out is None:
+        return images, None
+    if watching.share is not None:
+        return split_held_out(images, watching.share)
+    channels, size = images.shape[1:3]
+    return images, run.in_range(read_data(watching.held_out, size, channels))
+
+
+def _watch(run: config.RunConfig, held_out_images: Tensor | None) -> Watch:
+    """What is asked for; before any work, so that a missing package is told."""
+    watching, held_out, samples = run.watching, None, None
+    if held_out_images is not None:
+        every = watching.evaluate_every or run.settings.checkpoint_every
+        held_out = HeldOut(held_out_images, losses_by_level, every)
+    if watching.samples_every is not None:
+        pictures.require()
+        samples = Samples(_grid, watching.samples_every)
+    return Watch(held_out, samples, boards_of(watching))
+
+
+def _grid(images: Tensor) -> Any:
+    scale = max(1, PICTURE_SIDE // max(images.shape[2:]))
+    return plots.image_grid(images, scale=scale, gap=max(1, scale // 4))
 
 
 def _show(run: config.RunConfig, estimate: dry_run.Estimate, out: Path) -> None:

@@ -6,6 +6,7 @@ values come from (``opening.py``), in which order they are taken (``training``).
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import warnings
@@ -80,6 +81,7 @@ class ImageDataset:
         if self.dequantise and not self._bytes:
             raise ValueError(f"dequantise takes images of bytes, got {values.dtype}")
         self._values = values
+        self._rows: Tensor | None = None  # of the values, those that count; None: all
         self.data_range = tuple(map(float, data_range))
         # A table: dividing on a GPU would round otherwise than here.
         table = from_uint8(np.arange(LEVELS))
@@ -95,7 +97,8 @@ class ImageDataset:
     @property
     def shape(self) -> torch.Size:
         """(N, C, H, W), or (N, D) of points."""
-        return self._values.shape
+        n = len(self._values if self._rows is None else self._rows)
+        return torch.Size((n, *self._values.shape[1:]))
 
     @property
     def ndim(self) -> int:
@@ -114,10 +117,10 @@ class ImageDataset:
     @property
     def nbytes(self) -> int:
         """What the values take where they are held: what :meth:`to` would need on another device."""
-        return self._values.nbytes
+        return self._values[:1].nbytes * len(self)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return self.shape[0]
 
     def __getitem__(self, indices: Tensor | slice | int) -> Tensor:
         values = self._pick(indices)
@@ -163,8 +166,9 @@ class ImageDataset:
 
     def to(self, device: torch.device | str) -> ImageDataset:
         """All of it on a device, bytes as bytes."""
+        values = self._values if self._rows is None else self._values[self._rows]
         return ImageDataset(
-            self._values.to(device),
+            values.to(device),
             data_range=self.data_range,
             flips=self.flips,
             dequantise=self.dequantise,
@@ -172,14 +176,24 @@ class ImageDataset:
             byte_ends=self._byte_ends,
         )
 
-    def part(self, rows: slice) -> ImageDataset:
-        """Some of the samples, such as every other one; a view, that copies nothing."""
-        return ImageDataset(
-            self._values[rows],
-            data_range=self.data_range,
-            flips=self.flips,
-            dequantise=self.dequantise,
-        )
+    def part(self, rows: slice | Tensor) -> ImageDataset:
+        """Some of the samples, such as every other one; a view, that copies nothing.
+
+        Args:
+            rows: which: a slice, int64 numbers ``(n,)``, or bool ``(N,)``.
+
+        Raises:
+            ValueError: none.
+        """
+        own = torch.arange(len(self), device=self.device) if self._rows is None else self._rows
+        chosen = own[rows.to(self.device) if isinstance(rows, Tensor) else rows]
+        if len(chosen) == 0:
+            raise ValueError("rows must hold at least one sample, got none")
+        part = copy.copy(self)
+        part._rows, part._byte_ends = chosen, None
+        for name in ("fingerprint", "ends"):  # of the whole
+            vars(part).pop(name, None)
+        return part
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -216,6 +230,9 @@ class ImageDataset:
     def _pick(self, indices: Tensor | slice | int) -> Tensor:
         if isinstance(indices, Tensor):
             indices = indices.to(self.device)
+        if self._rows is not None:
+            indices = self._rows[indices]
+        if isinstance(indices, Tensor):
             return self._values[indices].contiguous()
         # Of the caller's own: a view of a read-only map would end the process where it is written to.
         return self._values[indices].clone(memory_format=torch.contiguous_format)
@@ -229,7 +246,7 @@ class ImageDataset:
 
     def _all(self) -> Iterator[Tensor]:
         for begin in range(0, len(self), LOOK):
-            yield self._values[begin : begin + LOOK].cpu()
+            yield self._pick(slice(begin, begin + LOOK)).cpu()
 
 
 def as_dataset(data: Tensor | ImageDataset) -> ImageDataset:

@@ -8,21 +8,29 @@ the package above).
 from __future__ import annotations
 
 from .guards import TrainingInterrupted
-from .log import LOSSES_NAME, TrainingError, read_losses
+from .log import LOG_NAME, LOSSES_NAME, TrainingError, read_log, read_losses
 from .objective import Objective
+from .observers import Observer
 from .settings import CONTINUOUS, LADDER, LEARNED, TrainingSettings
 from .trainer import Trainer, train
+from .watching import HeldOut, Samples, Watch
 
 __all__ = [
     "CONTINUOUS",
     "LADDER",
     "LEARNED",
+    "LOG_NAME",
     "LOSSES_NAME",
+    "HeldOut",
     "Objective",
+    "Observer",
+    "Samples",
     "Trainer",
     "TrainingError",
     "TrainingInterrupted",
     "TrainingSettings",
+    "Watch",
+    "read_log",
     "read_losses",
     "train",
 ]

@@ -6,7 +6,8 @@ the networks (``models/``) and :class:`~ncsn_fast.training.settings.TrainingSett
 
 The names are flat: ``data``, ``image_size``, ``channels``; ``network`` and the fields of its configuration, such as
 ``nf``; ``num_classes``, ``sigma_begin``, ``sigma_end`` or a whole ladder ``sigmas``; the fields of the settings, such
-as ``lr``. As an option of the command line a name has dashes: ``--sigma-begin``.
+as ``lr``, and of what is watched, such as ``samples_every``. As an option of the command line a name has dashes:
+``--sigma-begin``.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ from ..models.sampling_settings import check_sampling, load_sampling, save_sampl
 from ..schedules import make_sigmas, suggest_sigma_begin
 from .checkpoints import CHECKPOINT_NAME, Checkpoint, load_checkpoint
 from .settings import TrainingSettings
+from .watch_settings import WATCH_NAMES, WatchSettings
 
 CONFIG_NAME = "config.toml"
 LADDER_NAMES = ("num_classes", "sigma_begin", "sigma_end")
 FROM_DATA = ("in_channels", "image_size", "dim")  # fields of a network that follow from the data
 SETTINGS_NAMES = tuple(field.name for field in dataclasses.fields(TrainingSettings))
+GROUPS = ("options", "settings", "watching")  # fields of a RunConfig that hold several names
 NUM_CLASSES = 10  # where the network has no number of its own
 
 
@@ -66,6 +69,7 @@ class RunConfig:
         settings: how to train.
         sampling: options of ``sample`` with which the run's network is sampled unless something else is asked for, as
             the published presets have them; a table in TOML.
+        watching: what is looked at on the way.
 
     Raises:
         TypeError, ValueError: a value of another type or out of its range; the message begins with the name.
@@ -82,6 +86,7 @@ class RunConfig:
     sigmas: tuple[float, ...] | None = None
     settings: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    watching: WatchSettings = dataclasses.field(default_factory=WatchSettings)
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, (str, Path)):
@@ -105,10 +110,11 @@ class RunConfig:
     def values(self) -> dict[str, Any]:
         """All of it but ``sampling`` as flat names and values; what is ``None`` is left out."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        options, settings, _ = own.pop("options"), own.pop("settings"), own.pop("sampling")
+        own.pop("sampling")
+        options, settings, watching = (own.pop(name) for name in GROUPS)
         if self.sigmas is not None:
             own = {name: value for name, value in own.items() if name not in LADDER_NAMES}
-        flat = {**own, **options, **dataclasses.asdict(settings)}
+        flat = {**own, **options, **dataclasses.asdict(settings), **dataclasses.asdict(watching)}
         return {name: value for name, value in flat.items() if value is not None}
 
     def resolved(self, data: Tensor, device: torch.device | str = "cpu") -> RunConfig:
@@ -243,9 +249,9 @@ def merge_config(
 
 def _config_of(values: dict[str, Any], sources: dict[str, str]) -> RunConfig:
     network = one_of("network", values.get("network", RunConfig.network), network_names())
-    own = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("options", "settings")]
+    own = [f.name for f in dataclasses.fields(RunConfig) if f.name not in GROUPS]
     options = option_names(network)
-    known = (*own, *options, *SETTINGS_NAMES)
+    known = (*own, *options, *SETTINGS_NAMES, *WATCH_NAMES)
     for name in values:
         if name not in known:
             where = f"{sources[name]}: " if sources[name] else ""
@@ -258,11 +264,14 @@ def _config_of(values: dict[str, Any], sources: dict[str, str]) -> RunConfig:
         return {name: values[name] for name in names if name in values}
 
     settings = TrainingSettings(**those(SETTINGS_NAMES))
-    return RunConfig(**those(own), options=those(options), settings=settings)
+    watching = WatchSettings(**those(WATCH_NAMES))
+    return RunConfig(**those(own), options=those(options), settings=settings, watching=watching)
 
 
 def held_values(run: str | Path) -> dict[str, Any]:
-    """What the run in a folder was made from, by its checkpoint; ``data`` by its ``config.toml``, if there is one."""
+    """What the run in a folder was made from, by its checkpoint; where the data are and what is watched, by its
+    ``config.toml``, if there is one.
+    """
     run = Path(run).expanduser()
     checkpoint = load_checkpoint(run / CHECKPOINT_NAME)
     kind, shape = type(checkpoint.config), tuple(checkpoint.data["shape"])
@@ -275,8 +284,8 @@ def held_values(run: str | Path) -> dict[str, Any]:
     # A setting that an older run does not know is at its default, which is for the trainer to say.
     values |= {name: value for name, value in checkpoint.settings.items() if value is not None}
     if (run / CONFIG_NAME).is_file():
-        data = read_toml(run / CONFIG_NAME).get("data")
-        values |= {} if data is None else {"data": data}
+        held = read_toml(run / CONFIG_NAME)
+        values |= {name: held[name] for name in ("data", *WATCH_NAMES) if name in held}
     sampling = load_sampling(run)
     return {**values, "sampling": sampling} if sampling else values
 
@@ -302,9 +311,9 @@ def network_names() -> tuple[str, ...]:
 
 def run_names() -> tuple[str, ...]:
     """Every name that a run may have, whatever its network."""
-    own = (f.name for f in dataclasses.fields(RunConfig) if f.name not in ("options", "settings"))
+    own = (f.name for f in dataclasses.fields(RunConfig) if f.name not in GROUPS)
     options = (name for network in network_names() for name in option_names(network))
-    return tuple(dict.fromkeys((*own, *options, *SETTINGS_NAMES)))
+    return tuple(dict.fromkeys((*own, *options, *SETTINGS_NAMES, *WATCH_NAMES)))
 
 
 def network_class(network: str) -> type[ScoreModel]:

@@ -1,15 +1,20 @@
-"""The record of a run's losses, and when a loss says that training has failed.
+"""The records of a run, and when a loss says that training has failed.
 
-Belongs here: ``losses.csv``, losses that are not finite or have exploded. Does not belong here: the loss itself
-(``losses.py``), pictures of it (``plots/figures.py``).
+Belongs here: ``losses.csv``, the loss of every step; ``log.jsonl``, what was seen on the way; losses that are not
+finite or have exploded. Does not belong here: the loss itself (``losses.py`` of the package above), what is looked at
+and when (``watching.py``), pictures of it (``plots``).
 """
 
 from __future__ import annotations
 
 import csv
+import datetime
+import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +22,7 @@ from torch import Tensor
 from ..files import CheckpointError, write_atomically
 
 LOSSES_NAME = "losses.csv"
+LOG_NAME = "log.jsonl"
 LOSS_COLUMNS = ("step", "loss", "learning_rate")
 # A smoothed loss so many times as large as an untrained network's is no training.
 EXPLODED = 1e4
@@ -55,7 +61,7 @@ class LossLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, ("\n".join(lines) + "\n").encode())
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
 
     def add(self, loss: Tensor, rate: float) -> None:
         """Note a step's loss, without waiting for the device."""
@@ -104,19 +110,83 @@ class LossLog:
     def flush(self) -> None:
         """Append what was noted to the file, down to the disk."""
         self.collect()
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(self._unwritten)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
-        self._unwritten.clear()
+        _append(self.path, self._unwritten)
 
     def _note(self, value: float) -> None:
         if self._first is None:
             self._first = value
         self._smooth = value if self._smooth is None else 0.98 * self._smooth + 0.02 * value
+
+
+class RunLog:
+    """``log.jsonl``: what was seen at a step, one JSON object a line, in line with the checkpoint as the losses are.
+
+    Every record has ``step``, the steps done, and ``time``, in UTC. A killed run may have written more of them than its
+    checkpoint knows of; they are cut off when it goes on. A number that is not finite is ``null``.
+
+    Args:
+        path: the file; made anew for a run from step 0, and otherwise cut back to the records up to ``step``.
+        step: steps done so far.
+
+    Attributes:
+        kept: the records that were kept.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self._unwritten: list[str] = []
+        self.kept = [record for record in read_log(path) if record["step"] <= step] if step else []
+        lines = "".join(json.dumps(record) + "\n" for record in self.kept)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lines.encode())
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def add(self, step: int, **values: Any) -> None:
+        """Note a record: plain values, lists and dictionaries of them."""
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        record = {"step": step, "time": now, **_jsonable(values)}
+        self._unwritten.append(json.dumps(record, allow_nan=False) + "\n")
+
+    def write(self, *, synced: bool = False) -> None:
+        """Append what was noted to the file; down to the disk with ``synced``, as before a checkpoint.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        _append(self.path, self._unwritten, synced=synced)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a ``log.jsonl``, in their order; none if there is no file. What is no whole record is left out."""
+    path = Path(path)
+    return list(_read_records(path)) if path.exists() else []
+
+
+def _read_records(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:  # the last line of a run that was killed
+                continue
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                yield record
+
+
+def _jsonable(value: Any) -> Any:
+    """With six digits, as the losses have, and without NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _jsonable(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(one) for one in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def read_losses(path: str | Path) -> tuple[list[int], list[float]]:
@@ -136,5 +206,23 @@ def _read_rows(path: Path, last: int | None) -> list[list[str]]:
     return [row for row in rows if last is None or int(row[0]) <= last]
 
 
-def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+def _append(path: Path, lines: list[str], *, synced: bool = True) -> None:
+    """Append to a file, and empty the list.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            if synced:
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    lines.clear()
+
+
+def cannot_write(path: Path, error: OSError) -> CheckpointError:
+    """The error to raise where a file of a run could not be written."""
     return CheckpointError(f"could not write {path}: {error.strerror or error}")

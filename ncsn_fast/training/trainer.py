@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -35,13 +36,13 @@ from .checkpoints import (
 )
 from .config import RunConfig, save_config
 from .guards import TrainingInterrupted, deferred_interrupt, sole_run
+from .live import LOG_EVERY, live_line
 from .log import LOSSES_NAME, LossLog, TrainingError
 from .objective import Objective
+from .observers import Observer
 from .order import Batches, check_data, describe_data
 from .resuming import check_same_run, with_ema_warmup
 from .settings import CONTINUOUS, TrainingSettings
-
-FLUSH_EVERY = 10  # steps; reading a loss waits for the device
 
 
 def train(
@@ -55,6 +56,7 @@ def train(
     device: torch.device | str = "cpu",
     verbose: bool = True,
     config: RunConfig | None = None,
+    observers: Iterable[Observer] = (),
 ) -> ScoreModel:
     """Train with Adam on the denoising score matching loss.
 
@@ -78,6 +80,7 @@ def train(
         device: where to compute.
         verbose: show a bar with loss and rate.
         config: what model, images and settings were made from; kept as ``config.toml`` in ``out``.
+        observers: what is called on the way, see :class:`~ncsn_fast.training.observers.Observer`.
 
     Returns:
         The moving average, in evaluation mode: the network to sample from.
@@ -105,6 +108,7 @@ def train(
     trainer = prepared(
         model, images, settings, out, resume=resume, overwrite=overwrite, device=device
     )
+    trainer.observers.extend(observers)
     _hint_own_layers(model)
     no_more_hints(model)
     with sole_run(out), called_as(given, model):
@@ -168,6 +172,7 @@ class Trainer:
         parameters: what is optimised, a list.
         optimizer: Adam.
         average: of the network's weights, an ``AveragedModel``; its ``module`` is the network to sample from.
+        observers: a list of :class:`~ncsn_fast.training.observers.Observer`, called on the way.
         step: steps done.
     """
 
@@ -190,6 +195,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.settings.lr, fused=True)
         with torch.device("cpu"):  # of its counter, on which every step looks
             self.average = AveragedModel(model, multi_avg_fn=self._average_in)
+        self.observers: list[Observer] = []
         self._log: LossLog | None = None
         self._restored = False
 
@@ -211,12 +217,14 @@ class Trainer:
         Raises:
             CheckpointError, TrainingError, TrainingInterrupted: as of :func:`train`.
         """
-        first, last = self.step, self.settings.iterations
+        first, last, device = self.step, self.settings.iterations, self.model.sigmas.device
         path = self.out / CHECKPOINT_NAME
         self._log = self._new_log()
         # Only now, when the folder has proved writable: a run begun anew must not end with the old run's weights.
         if not self._restored:
             path.unlink(missing_ok=True)
+        for observer in self.observers:
+            observer.on_start(self)
         with (
             deferred_interrupt() as interrupted,
             progress(
@@ -226,9 +234,12 @@ class Trainer:
             while self.step < last and not interrupted.is_set():
                 loss, rate = self.train_step()
                 self._log.add(loss, rate)
+                for observer in self.observers:
+                    observer.on_step(self, loss, rate)
                 bar.update()
-                if self.step % FLUSH_EVERY == 0:
-                    bar.set_postfix(loss=f"{self._log.collect():.3f}", lr=f"{rate:.1e}")
+                if self.step % LOG_EVERY == 0:  # reading a loss waits for the device
+                    smooth = self._log.collect()
+                    bar.set_postfix(live_line(bar, smooth, rate, self.settings.batch_size, device))
                 if self.step % self.settings.checkpoint_every == 0 and self.step < last:
                     self.save()
             self._log.collect()
@@ -237,6 +248,8 @@ class Trainer:
             self.save()
         network = self.average.module
         save_model(network, self.out / MODEL_NAME, tuple(self.data["shape"][2:]))
+        for observer in self.observers:
+            observer.on_end(self)
         if interrupted.is_set() and self.step < last:
             raise TrainingInterrupted(self.step, path)
         return network.eval()
@@ -262,7 +275,7 @@ class Trainer:
         return torch.where(norm.isfinite(), loss.detach(), norm), rate
 
     def save(self) -> None:
-        """Write the record of losses and the checkpoint.
+        """Write the record of losses and the checkpoint; observers are called before it.
 
         Raises:
             TrainingError: the training has diverged; nothing is written.
@@ -272,6 +285,8 @@ class Trainer:
             self._log.check()
             # First: the record may run ahead of the checkpoint, resuming cuts it back.
             self._log.flush()
+        for observer in self.observers:
+            observer.on_checkpoint(self)
         save_checkpoint(self.checkpoint(), self.out / CHECKPOINT_NAME)
 
     def checkpoint(self) -> Checkpoint:

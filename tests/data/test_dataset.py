@@ -161,3 +161,41 @@ def test_ends_tell_of_values_that_are_not_numbers():
 def test_mistakes_are_named(values, options, error, message):
     with pytest.raises(error, match=message):
         ImageDataset(values, **options)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "floats", "file"])
+def test_chosen_rows_are_a_view(tmp_path, kind):
+    """As the same rows copied, but that nothing is copied, and of a part of a part too."""
+    values = torch.randint(0, 256, (20, 1, 3, 3), generator=torch.Generator().manual_seed(0))
+    values = values.float() / 255 if kind == "floats" else values.to(torch.uint8)
+    if kind == "file":
+        np.save(tmp_path / "x.npy", values.numpy())
+        whole = ImageDataset(np.load(tmp_path / "x.npy", mmap_mode="r"), flips=True)
+    else:
+        whole = ImageDataset(values, flips=True)
+    whole.fingerprint, whole.ends  # noqa: B018 -- found, so that a part could take them over
+    rows = torch.tensor([3, 4, 11, 19, 7])
+    chosen = torch.zeros(20, dtype=torch.bool)
+    chosen[rows] = True
+    for part, which in (
+        (whole.part(rows), rows),
+        (whole.part(chosen), rows.sort().values),
+        (whole.part(rows).part(slice(1, None, 2)), rows[1::2]),
+        (whole.part(slice(2, 9)).part(torch.tensor([0, 6])), torch.tensor([2, 8])),
+    ):
+        copied = ImageDataset(values[which], flips=True)
+        assert part.shape == copied.shape and len(part) == len(which)
+        assert part.nbytes == copied.nbytes
+        assert torch.equal(part[:], copied[:]) and torch.equal(part[1], copied[1])
+        assert torch.equal(part[1:2], copied[1:2])
+        indices = torch.tensor([1, 0, 1])
+        assert torch.equal(part[indices], copied[indices])
+        place = {"seed": 1, "step": 2}
+        assert torch.equal(part.batch(indices, **place), copied.batch(indices, **place))
+        assert part.fingerprint == copied.fingerprint and part.ends == copied.ends
+        assert torch.equal(part.to("cpu")[:], copied[:])
+        if kind != "file":
+            assert part._values.data_ptr() == values.data_ptr()
+    assert len(whole) == 20
+    with pytest.raises(ValueError, match="rows must hold at least one sample"):
+        whole.part(slice(0, 0))

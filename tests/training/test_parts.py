@@ -12,7 +12,7 @@ import torch
 from ncsn_fast import NCSN, NCSNConfig, ScoreMLP
 from ncsn_fast.files import CheckpointError
 from ncsn_fast.losses import LearnedWeighting
-from ncsn_fast.training import TrainingSettings, train
+from ncsn_fast.training import Observer, TrainingSettings, train
 from ncsn_fast.training.checkpoints import load_checkpoint, save_checkpoint
 from ncsn_fast.training.objective import Objective
 from ncsn_fast.training.order import FINGERPRINT_ROWS, Batches, describe_data
@@ -162,3 +162,45 @@ def test_a_part_can_be_replaced(tmp_path):
     assert not same(before, trainer.model.state_dict())
     network = trainer.run(verbose=False)
     assert same(network.state_dict(), trainer.average.module.state_dict())
+
+
+def test_observers_are_called_and_change_nothing(tmp_path):
+    class Watching(Observer):
+        def __init__(self):
+            self.calls = []
+
+        def on_start(self, trainer):
+            self.calls.append(("start", trainer.step))
+
+        def on_step(self, trainer, loss, rate):
+            assert loss.ndim == 0 and rate > 0
+            self.calls.append(("step", trainer.step))
+
+        def on_checkpoint(self, trainer):
+            path = trainer.out / "checkpoint.pt"
+            before = load_checkpoint(path).step if path.exists() else 0
+            self.calls.append(("checkpoint", trainer.step, before))
+            return 1.0
+
+        def on_end(self, trainer):
+            written = load_checkpoint(trainer.out / "checkpoint.pt").step
+            self.calls.append(("end", written, (trainer.out / "model").is_dir()))
+
+    watching, more = Watching(), dataclasses.replace(SETTINGS, iterations=5, lr_schedule="constant")
+    less = dataclasses.replace(more, iterations=4)
+    train(new_model(), IMAGES, more, tmp_path / "plain", verbose=False)
+    how = {"verbose": False, "observers": [Observer(), watching]}
+    train(new_model(), IMAGES, less, tmp_path / "run", **how)
+    assert watching.calls == [
+        ("start", 0),
+        *(("step", n) for n in (1, 2, 3)),
+        ("checkpoint", 3, 0),
+        ("step", 4),
+        ("checkpoint", 4, 3),
+        ("end", 4, True),
+    ]
+    watching.calls.clear()
+    train(new_model(), IMAGES, more, tmp_path / "run", resume=True, **how)
+    assert watching.calls == [("start", 4), ("step", 5), ("checkpoint", 5, 4), ("end", 5, True)]
+    plain, watched = (load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("plain", "run"))
+    assert same(plain.model, watched.model) and same(plain.ema, watched.ema)
