@@ -83,7 +83,8 @@ assert abs(z[0, 0] - 0.3378573) < 2e-6
 model = ncsn_fast.NCSN(in_channels=1, nf=4, num_classes=2, sigmas=(1.0, 0.1))
 loss, labels = model.get_loss(torch.zeros(2, 1, 8, 8))
 loss.backward()
-from ncsn_fast.training.config import merge_config, preset_names
+from ncsn_fast.training.config import merge_config
+from ncsn_fast.training.presets import preset_names
 assert preset_names() and all(merge_config(preset=name) for name in preset_names())
 print(model.sample(2, 8, 1, 2, 1e-3, verbose=False).shape)
 """

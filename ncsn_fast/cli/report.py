@@ -7,8 +7,9 @@ from typing import Annotated
 
 from ..files import write_atomically
 from ..plots import run_page
-from ..training.config import CONFIG_NAME, read_toml
+from ..training.config import CONFIG_NAME
 from ..training.log import LOG_NAME, LOSSES_NAME, read_log, read_losses
+from ..training.presets import read_toml
 from ..training.watching import sample_pictures
 
 try:

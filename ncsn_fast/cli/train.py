@@ -13,7 +13,7 @@ from ..data.ranges import DataRangeWarning
 from ..evaluation import losses_by_level
 from ..models.config import NCSNConfig
 from ..plots import pictures
-from ..training import config, dry_run, train
+from ..training import config, dry_run, presets, train
 from ..training.boards import boards_of
 from ..training.checkpoints import CHECKPOINT_NAME
 from ..training.watch_settings import split_held_out
@@ -37,7 +37,7 @@ def _option(name: str, text: str, *flags: str, shown: str | None = None) -> Any:
 def train_command(
     context: typer.Context,
     preset: Annotated[
-        str | None, typer.Option(help=f"Values to start from: {', '.join(config.preset_names())}.")
+        str | None, typer.Option(help=f"Values to start from: {', '.join(presets.preset_names())}.")
     ] = None,
     config_file: Annotated[
         Path | None,

@@ -13,7 +13,6 @@ as ``lr``, and of what is watched, such as ``samples_every``. As an option of th
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-try:
-    import tomllib
-except ImportError:  # Python 3.10
-    try:
-        import tomli as tomllib
-    except ImportError:
-        tomllib = None
 
 from ..checks import one_of, positive_int, positive_number
 from ..data.ranges import IMAGE_RANGE
@@ -40,6 +31,7 @@ from ..models.registry import NETWORKS, new_network
 from ..models.sampling_settings import check_sampling, load_sampling, save_sampling
 from ..schedules import make_sigmas, suggest_sigma_begin
 from .checkpoints import CHECKPOINT_NAME, Checkpoint, load_checkpoint
+from .presets import read_preset, read_toml
 from .settings import TrainingSettings
 from .watch_settings import WATCH_NAMES, WatchSettings
 
@@ -333,30 +325,6 @@ def option_names(network: str) -> tuple[str, ...]:
     return tuple(field.name for field in fields if field.name not in decided)
 
 
-def preset_names() -> tuple[str, ...]:
-    """The presets that come with the package."""
-    files = _presets().iterdir()
-    return tuple(sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")))
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """The values of a preset. ValueError: there is none of that name."""
-    one_of("preset", name, preset_names())
-    return _parse((_presets() / f"{name}.toml").read_bytes(), f"preset {name!r}")
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The values of a TOML file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no TOML; the message names the file and the line.
-        ImportError: Python 3.10 without ``tomli``.
-    """
-    path = Path(path).expanduser()
-    return _parse(path.read_bytes(), str(path))
-
-
 def save_config(config: RunConfig, run: str | Path) -> None:
     """Write ``config.toml`` and, if any are known, the options of sampling into the folder of a run.
 
@@ -379,22 +347,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, Path):
         value = str(value)
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _parse(contents: bytes, source: str) -> dict[str, Any]:
-    if tomllib is None:
-        raise ImportError(
-            "TOML files take Python 3.11 or newer, or tomli: pip install tomli, got "
-            f"{source} and neither"
-        )
-    try:
-        return tomllib.loads(contents.decode())
-    except ValueError as error:  # also of the decoding
-        raise ValueError(f"{source} is no TOML file: {error}") from error
-
-
-def _presets() -> Any:
-    return importlib.resources.files("ncsn_fast") / "presets"
 
 
 def _short(name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from ..models.base import ScoreModel
 from ..schedules import make_sigmas
-from .config import preset_names, read_preset
+from .presets import preset_names, read_preset
 
 SAME_SIGMA = 1e-5  # relative; ladders computed with other rounding are the same ladder
 

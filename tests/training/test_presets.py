@@ -10,7 +10,7 @@ import torch
 
 from ncsn_fast.models.official import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, OfficialNCSN
 from ncsn_fast.schedules import make_sigmas
-from ncsn_fast.training.config import preset_names, read_preset
+from ncsn_fast.training.presets import preset_names, read_preset
 from ncsn_fast.training.published import official_settings
 from ncsn_fast.training.settings import TrainingSettings
 

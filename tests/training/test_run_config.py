@@ -11,7 +11,7 @@ from ncsn_fast import NCSN, NCSNConfig, ScoreCNN, ScoreMLP
 from ncsn_fast.files import CheckpointError
 from ncsn_fast.models.sampling_settings import load_sampling
 from ncsn_fast.schedules import make_sigmas
-from ncsn_fast.training import TrainingSettings, config, dry_run, train
+from ncsn_fast.training import TrainingSettings, dry_run, presets, train
 from ncsn_fast.training.checkpoints import load_checkpoint
 from ncsn_fast.training.config import RunConfig, merge_config, save_config
 
@@ -41,7 +41,7 @@ def test_the_digits_preset_is_the_demos_network_and_training():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", config.preset_names())
+@pytest.mark.parametrize("name", presets.preset_names())
 def test_every_preset_makes_a_network(name):
     run = merge_config(preset=name, data="digits")
     images = torch.zeros(2, run.channels, run.image_size, run.image_size)
@@ -144,7 +144,7 @@ def test_other_mistakes(tmp_path, monkeypatch):
         merge_config(network="mlp").network_config(IMAGES)
     with pytest.raises(ValueError, match="takes square images, and these are 6 x 4"):
         merge_config(network="cnn", sigma_begin=1.0).network_config(IMAGES[..., :4])
-    monkeypatch.setattr(config, "tomllib", None)
+    monkeypatch.setattr(presets, "tomllib", None)
     with pytest.raises(ImportError, match="take Python 3.11 or newer, or tomli: pip install tomli"):
         merge_config(preset="digits")
 
