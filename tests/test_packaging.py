@@ -85,7 +85,7 @@ loss, labels = model.get_loss(torch.zeros(2, 1, 8, 8))
 loss.backward()
 from ncsn_fast.training.config import merge_config
 from ncsn_fast.training.presets import preset_names
-assert preset_names() and all(merge_config(preset=name) for name in preset_names())
+assert preset_names() and all(merge_config(preset=name, data="x") for name in preset_names())
 print(model.sample(2, 8, 1, 2, 1e-3, verbose=False).shape)
 """
 

@@ -431,12 +431,12 @@ def test_sample_refuses_before_any_work(refused, tmp_path, monkeypatch, options,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(sample, "load_image_network", lambda *_: pytest.fail("work was begun"))
     assert message in refused("sample", "run", *options)
 
 
 def test_a_missing_pillow_is_told_before_any_work(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "load_model", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(sample, "load_image_network", lambda *_: pytest.fail("work was begun"))
     monkeypatch.setitem(sys.modules, "PIL", None)
     out = ["--out", tmp_path / "x.npy", "--grid", tmp_path / "x.png"]
     assert "pictures take pillow" in refused("sample", "run", *out)
@@ -502,7 +502,7 @@ def test_sample_from_any_network_of_images(ncsn_fast, tmp_path, kind):
 def test_sample_of_points_is_one_line(refused, tmp_path):
     ScoreMLP(2, sigmas=[1.0, 0.5]).save_pretrained(tmp_path)
     line = refused("sample", tmp_path, "--out", tmp_path / "x.png")
-    assert "is of a ScoreMLP of points, and this command writes images" in line
+    assert "is of a ScoreMLP of points, and this command is for images" in line
 
 
 # --- schedule -------------------------------------------------------------------------------------
