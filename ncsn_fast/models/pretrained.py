@@ -22,6 +22,7 @@ from torch import nn
 from ..distributed import INNER_NAMES
 from .config import article
 from .registry import config_fields, network_of, read_config
+from .sampling_settings import load_tuned
 
 if TYPE_CHECKING:
     from .base import ScoreModel
@@ -102,6 +103,7 @@ class Pretrained(PyTorchModelHubMixin):
             )
         model = (network if own is None else cls)(dataclasses.replace(config, **overrides))
         load_weights(model, weights_file)
+        model.tuned = load_tuned(weights_file)
         return model.to(map_location).eval()
 
 

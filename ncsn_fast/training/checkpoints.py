@@ -23,6 +23,7 @@ from ..checks import differences, one_of
 from ..files import CheckpointError, check_archive, write_atomically
 from ..models.base import ScoreModel, load_pretrained
 from ..models.registry import config_from_dict, config_to_dict, new_network
+from ..models.sampling_settings import load_tuned
 
 FORMAT = "ncsn_fast.checkpoint"
 VERSION = 1
@@ -182,6 +183,7 @@ def load_model(
             raise CheckpointError(
                 f"{path} holds weights that do not fit its configuration: {error}"
             ) from error
+        model.tuned = load_tuned(path)
         return model, checkpoint.image_size
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
