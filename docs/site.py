@@ -17,6 +17,7 @@ PAGES = ROOT / "build" / "site" / "pages"
 PUBLIC = (
     "ncsn_fast",
     "ncsn_fast.ops",
+    "ncsn_fast.nn",
     "ncsn_fast.data",
     "ncsn_fast.sampling",
     "ncsn_fast.training",

@@ -15,7 +15,10 @@ from ncsn_fast.ops import dispatch, schema
 ROOT = Path(__file__).parent.parent
 # Of a checkout; a source distribution has no pictures.
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/performance.md", "docs/examples.md"))
+DOCUMENTS = tuple(
+    ROOT / name
+    for name in ("README.md", "docs/performance.md", "docs/examples.md", "docs/operators.md")
+)
 
 
 @pytest.mark.slow
