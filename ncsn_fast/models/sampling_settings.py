@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import CheckpointError, write_atomically
+from .shipped import find_saved
 
 SAMPLING_NAME = "sampling.json"
 # Options of a network's ``sample`` that the file may hold, with the kind of each.
@@ -41,6 +42,8 @@ def save_sampling(folder: str | Path, options: Mapping[str, Any]) -> None:
 def load_sampling(source: str | Path) -> dict[str, Any]:
     """The options of ``sample`` of a model's or run's folder, or of a file in it; empty if none were saved.
 
+    The name of a network that comes with the package stands for its folder.
+
     Raises:
         CheckpointError: the file is damaged.
 
@@ -48,7 +51,7 @@ def load_sampling(source: str | Path) -> dict[str, Any]:
 
         >>> model.sample(16, 32, **load_sampling("model"))  # doctest: +SKIP
     """
-    source = Path(source).expanduser()
+    source = find_saved(source)
     path = (source.parent if source.is_file() else source) / SAMPLING_NAME
     if not path.is_file():
         return {}
