@@ -71,12 +71,14 @@ def test_the_likelihood_of_a_network_of_any_sigma(capsys, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
     np.save(tmp_path / "bytes.npy", pixels)
     torch.manual_seed(0)
-    settings, network = (
-        TrainingSettings(iterations=2, batch_size=4),
-        ScoreCNN(1, nf=8, image_size=8),
-    )
-    network.set_sigmas((5.0, 0.5, 0.05))
+    network = ScoreCNN(1, nf=8, image_size=8, sigmas=(5.0, 0.5, 0.05))
+    settings = TrainingSettings(iterations=2, batch_size=4)
     train(network, load_digits()[:40], settings, tmp_path / "run", verbose=False)
+    start = {"step": 0, "time": "2026-01-01T00:00:00+00:00", "machine": {"processor": "A"}}
+    records = [start, {"step": 1, "time": "2026-01-01T00:00:10+00:00"}]
+    start = {"step": 1, "time": "2026-01-01T01:00:00+00:00", "machine": {"processor": "B"}}
+    records += [start, {"step": 2, "time": "2026-01-01T01:00:05+00:00"}]
+    (tmp_path / "run" / "log.jsonl").write_text("\n".join(map(json.dumps, records)))
     save_sampling(tmp_path / "run", {"sampler": "euler", "denoise": True})
     command = ["evaluate", tmp_path / "run", "--data", tmp_path / "bytes.npy", "--likelihood", 4]
     command += ["--heldout", tmp_path / "bytes.npy", "--n", 6, "--device", "cpu"]
@@ -86,7 +88,8 @@ def test_the_likelihood_of_a_network_of_any_sigma(capsys, tmp_path):
     assert end.value.code == 0, said.err
     report = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text())
     assert report["sampling"]["sampler"] == "euler" and report["sampling"]["n_steps_each"] is None
-    assert report["training"]["steps"] == 2 and report["machine"]["device"] == "cpu"
+    assert report["training"] == {"steps": 2, "seconds": 15, "machine": {"processor": "B"}}
+    assert report["machine"]["device"] == "cpu"
     found = report["bits_per_dim"]
     assert set(found) == {"training images", "held-out images"}
     for bits in found.values():
