@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import ncsn_fast
+from ncsn_fast.models.shipped import shipped_names
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -86,6 +87,9 @@ loss.backward()
 from ncsn_fast.training.config import merge_config
 from ncsn_fast.training.presets import preset_names
 assert preset_names() and all(merge_config(preset=name, data="x") for name in preset_names())
+from ncsn_fast.models.shipped import shipped_names
+assert {"digits", "fashion-mnist"} <= {*shipped_names()}
+model = ncsn_fast.NCSN.from_pretrained("digits")
 print(model.sample(2, 8, 1, 2, 1e-3, verbose=False).shape)
 """
 
@@ -115,6 +119,8 @@ def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
     assert any(n.startswith("ncsn_fast/_C.") for n in names)
     assert "ncsn_fast/kernels/langevin_step.py" in names
     assert "ncsn_fast/benchmarks/cases/langevin_step.py" in names
+    for network in shipped_names():
+        assert f"ncsn_fast/shipped/{network}/model.safetensors" in names
     assert {n.split("/")[0] for n in names} == {
         "ncsn_fast",
         f"ncsn_fast-{ncsn_fast.__version__}.dist-info",

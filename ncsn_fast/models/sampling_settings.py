@@ -15,6 +15,9 @@ from typing import Any
 from ..checks import positive_int
 from ..files import CheckpointError, write_atomically
 from ..sampling.samplers import FEW_PASSES, check_options
+=======
+from .shipped import find_saved
+>>>>>>> ship
 
 SAMPLING_NAME = "sampling.json"
 # Options of a network's ``sample`` that the file may hold, with the kind of each.
@@ -45,6 +48,8 @@ def save_sampling(folder: str | Path, options: Mapping[str, Any]) -> None:
 def load_sampling(source: str | Path) -> dict[str, Any]:
     """The options of ``sample`` of a model's or run's folder, or of a file in it; empty if none were saved.
 
+    The name of a network that comes with the package stands for its folder.
+
     Raises:
         CheckpointError: the file is damaged.
 
@@ -52,6 +57,7 @@ def load_sampling(source: str | Path) -> dict[str, Any]:
 
         >>> model.sample(16, 32, **load_sampling("model"))  # doctest: +SKIP
     """
+<<<<<<< HEAD
     return _read(source, lambda held: check_sampling({k: held[k] for k in held if k != TUNED}))
 
 
@@ -101,7 +107,7 @@ def check_tuned(choice: Any) -> dict[str, Any]:
 
 
 def _path(source: str | Path) -> Path:
-    source = Path(source).expanduser()
+    source = find_saved(source)
     return (source.parent if source.is_file() else source) / SAMPLING_NAME
 
 
