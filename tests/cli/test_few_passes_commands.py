@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from ncsn_fast import NCSN, cli
-from ncsn_fast.models.sampling_settings import save_sampling, save_tuned
+from ncsn_fast.models.sampling_settings import (
+    load_sampling,
+    load_tuned,
+    save_sampling,
+    save_tuned,
+)
 from ncsn_fast.sampling import auto
 
 LADDER = [3.0 * 0.8**i for i in range(12)]
@@ -92,3 +99,22 @@ def test_mistakes(ncsn_fast, folder):
     ):
         status, _, err = ncsn_fast("sample", folder, "--image-size", 4, *options)
         assert status == 2 and message in err.splitlines()[-1]
+
+
+def test_tune_writes_what_sample_takes(ncsn_fast, folder, drawn, tmp_path):
+    (folder / "image_size.json").write_text("[4, 4]\n")
+    save_sampling(folder, {"n_steps_each": 1})
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "data.npy", rng.uniform(-1, 1, (80, 1, 4, 4)).astype(np.float32))
+    command = ["tune", folder, "--data", tmp_path / "data.npy", "--passes", 4, "-n", 8]
+    status, out, err = ncsn_fast(*command, "--seeds", 2)
+    assert status == 0, err
+    report = json.loads((folder / "tuning.json").read_text())
+    best = report["candidates"][0]
+    assert report["tuned on"].startswith("even images") and len(best["reported"]) == 2
+    assert load_tuned(folder) == best["options"] and load_sampling(folder) == {"n_steps_each": 1}
+    assert f"sample takes {best['options']['sampler']}, " in out
+    images, _ = drawn("--sampler", "auto")
+    assert_same(images, of_model(folder, **best["options"]))
+    status, _, err = ncsn_fast(*command[:2], "--data", tmp_path / "none.npy")
+    assert status == 2 and "none.npy" in err.splitlines()[-1]
