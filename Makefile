@@ -3,7 +3,7 @@
 #   make test       all tests
 #   make lint       ruff
 #   make bench      the benchmarks, a few representative cases; ncsn-fast bench without --quick runs them all
-#   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
+#   make report     tables and figures of docs/ anew, from benchmarks/results/
 #   make docs       the documentation as a site, into build/site/html
 #   make wheels     the wheel of this platform, into dist/, tried in an empty environment of each of PYTHONS
 #   make sanitize   the tests of the C++ kernels in a build that checks memory and undefined behaviour (gcc, Linux)
@@ -15,7 +15,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The version the tests were run with. On Linux, PyPI has it as the CUDA build, several GB; the README names a smaller one.
+# The version the tests were run with. On Linux, PyPI has it as the CUDA build, several GB; docs/getting_started.md names a smaller one.
 TORCH ?= torch==2.13.0
 RESULTS ?= build/bench.json
 SANITIZED := build/sanitize
@@ -43,7 +43,7 @@ bench: $(VENV)/.installed
 
 report: $(VENV)/.installed
 	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json \
-		--document README.md --document docs/performance.md --document docs/examples.md \
+		--document docs/getting_started.md --document docs/performance.md --document docs/examples.md \
 		--document docs/operators.md
 
 docs: $(VENV)/.installed
