@@ -116,7 +116,9 @@ def test_sdist_holds_the_sources(sdist):
 def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
     wheel = build_wheel(sdist, tmp_path, "cpu")
     names = zipfile.ZipFile(wheel).namelist()
-    assert any(n.startswith("ncsn_fast/_C.") for n in names)
+    # For every Python from 3.10 on, as it uses no more of Python than that promises to keep.
+    assert re.search(r"-cp310-abi3-[a-z]+\w*\.whl$", wheel.name), wheel.name
+    assert [n for n in names if n.endswith(".so")] == ["ncsn_fast/_C.abi3.so"]
     assert "ncsn_fast/kernels/langevin_step.py" in names
     assert "ncsn_fast/benchmarks/cases/langevin_step.py" in names
     for network in shipped_names():
@@ -168,6 +170,15 @@ def test_setup_without_torch_says_how_to_build_the_kernels():
     assert result.returncode == 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ncsn_fast:")]
     assert "pip install --no-build-isolation ." in line
+
+
+def test_setup_refuses_a_free_threaded_python():
+    code = f"import sysconfig; sysconfig.get_config_var = {{'Py_GIL_DISABLED': 1}}.get\n{SETUP}"
+    refused = run([sys.executable, "-c", code], ROOT, NCSN_FAST_BUILD="cpu")
+    assert refused.returncode != 0 and "free-threaded Python" in refused.stderr
+    without = run([sys.executable, "-c", code], ROOT, NCSN_FAST_BUILD="auto")
+    assert without.returncode == 0
+    assert "without C++ and CUDA kernels: the kernels do not build for a free" in without.stderr
 
 
 PLAN = """

@@ -15,9 +15,7 @@ from typing import Any
 from ..checks import positive_int
 from ..files import CheckpointError, write_atomically
 from ..sampling.samplers import FEW_PASSES, check_options
-=======
 from .shipped import find_saved
->>>>>>> ship
 
 SAMPLING_NAME = "sampling.json"
 # Options of a network's ``sample`` that the file may hold, with the kind of each.
@@ -57,7 +55,6 @@ def load_sampling(source: str | Path) -> dict[str, Any]:
 
         >>> model.sample(16, 32, **load_sampling("model"))  # doctest: +SKIP
     """
-<<<<<<< HEAD
     return _read(source, lambda held: check_sampling({k: held[k] for k in held if k != TUNED}))
 
 
