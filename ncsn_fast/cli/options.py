@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..data import ImageDataset, open_images
+from ..data.opening import DIGITS as DIGITS  # for the commands
 from ..data.opening import usual_size
 from ..data.ranges import DataRangeWarning
 from ..models.base import ScoreModel
