@@ -42,8 +42,10 @@ def sample_command(
         typer.Option(help="Picture (.png), arrays (.npy, .npz), or a folder, which resumes."),
     ] = Path("samples.png"),
     weights: Annotated[
-        Literal["ema", "last"],
-        typer.Option(help="Of a run: the moving average, or the weights of the last step."),
+        str,
+        typer.Option(
+            help="Of a run: ema, the moving average; ema:0.99, that of another decay; or last, those of the last step."
+        ),
     ] = "ema",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
