@@ -54,7 +54,7 @@ def sample_command(
         Literal[auto.CHOICES] | None,
         typer.Option(
             help=f"auto: one of those for few passes; {samplers.sampler_help()}",
-            show_default="auto with --passes, or after tune; else ald",
+            show_default="auto with --passes, or after tune; else that of the run's preset, or ald",
         ),
     ] = None,
     steps: Annotated[
@@ -189,7 +189,7 @@ def sample_command(
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
         model = model.to(memory_format=torch.channels_last)
-        sampler, options = _options(source, model, sampler, given, steps, denoise, clip=clip)
+        sampler, options = drawing_options(source, model, sampler, given, steps, denoise, clip=clip)
         options["seed"] = seed
         settings = {
             "weights": "" if one_file else sharded.fingerprint(model),
@@ -243,7 +243,7 @@ def sample_command(
         typer.echo(f"{n} images: {out}")
 
 
-def _options(
+def drawing_options(
     source: Path,
     model: ScoreModel,
     sampler: str | None,
@@ -256,7 +256,7 @@ def _options(
     """The sampler, and the options of ``model.sample``: as given, else as saved, else the defaults."""
     if sampler is None:
         few = given["passes"] is not None or (model.tuned and not _asks_for_steps(given, steps))
-        sampler = auto.AUTO if few else "ald"
+        sampler = auto.AUTO if few else load_sampling(source).get("sampler", "ald")
     if sampler == auto.AUTO:
         n_levels = None if "sigma" in model.scores() else len(model.sigmas)
         sampler, given = auto.resolve(sampler, given, n_levels, model.tuned)
