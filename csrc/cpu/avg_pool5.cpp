@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "common/batch.h"
+#include "common/avg_pool5.h"
 #include "cpu/half.h"
 #include "cpu/multiversion.h"
 
@@ -157,9 +157,7 @@ void pool(const Tensor& x, const Tensor& y) {
 }
 
 Tensor avg_pool5(Tensor x) {
-  check_like(x, x, "x");
-  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 axes, got ", x.dim());
-  STD_TORCH_CHECK(is_contiguous(x) || is_channels_last(x), "x must be contiguous or channels_last");
+  check_mean_pool(x);
   Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
   for_dtype(x.scalar_type(), [&](auto type) { pool<typename decltype(type)::type>(x, y); });

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.ranges import to_image_range
 from ..models.base import ScoreModel
 from ..models.sampling_settings import load_sampling
+from ..models.shipped import shipped_names
 from ..sampling import auto, samplers
 from ..sampling import to_folder as sharded
 from ..sampling.run import callback_sigmas
@@ -31,7 +32,10 @@ STEPS = 20  # at each level, where neither the user nor the run's preset says
 def sample_command(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of a run, a checkpoint file, or a save_pretrained folder."),
+        typer.Argument(
+            help="Folder of a run, a checkpoint file, a save_pretrained folder, or a network of the package: "
+            f"{', '.join(shipped_names())}."
+        ),
     ],
     out: Annotated[
         Path,

@@ -15,6 +15,7 @@ from typing import Any
 from ..checks import positive_int
 from ..files import CheckpointError, write_atomically
 from ..sampling.samplers import FEW_PASSES, check_options
+from .shipped import find_saved
 
 SAMPLING_NAME = "sampling.json"
 # Options of a network's ``sample`` that the file may hold, with the kind of each.
@@ -44,6 +45,8 @@ def save_sampling(folder: str | Path, options: Mapping[str, Any]) -> None:
 
 def load_sampling(source: str | Path) -> dict[str, Any]:
     """The options of ``sample`` of a model's or run's folder, or of a file in it; empty if none were saved.
+
+    The name of a network that comes with the package stands for its folder.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -101,7 +104,7 @@ def check_tuned(choice: Any) -> dict[str, Any]:
 
 
 def _path(source: str | Path) -> Path:
-    source = Path(source).expanduser()
+    source = find_saved(source)
     return (source.parent if source.is_file() else source) / SAMPLING_NAME
 
 
