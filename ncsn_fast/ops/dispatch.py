@@ -26,6 +26,7 @@ OPERATORS = (
     "max_pool5",
     "norm_elu_conv3x3",
     "philox_",
+    "solver_step_",
 )
 
 # Operators that are made of others where no kernel does them at once. `select` answers COMPOSED for them where it would
@@ -155,6 +156,18 @@ def _not_of_the_engine(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def _solver_step(
+    x: Tensor, score: Tensor, previous: Tensor | None, noise: Tensor | None
+) -> str | None:
+    if x.dtype != torch.float32:
+        return f"it computes in float32, got {x.dtype}"
+    if noise is not None:
+        return "explicit noise goes through the reference alone"
+    if previous is not None and layout_of(previous) != layout_of(x):
+        return f"previous must have the layout of x, got strides {tuple(previous.stride())}"
+    return _dense(x, score)
+
+
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
     "avg_pool5": _dense,
@@ -166,6 +179,7 @@ LIMITS: dict[str, Callable[..., str | None]] = {
         _dense(x) or _not_of_the_engine(x, *rest)
     ),
     "philox_": _dense,
+    "solver_step_": _solver_step,
 }
 
 

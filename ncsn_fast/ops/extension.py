@@ -33,6 +33,7 @@ TRITON_KERNELS = {
     "max_pool5": "max_pool5",
     "max_pool5_backward": "max_pool5",
     "philox_": "philox",
+    "solver_step_": "solver_step",
 }
 
 _status: dict[str, str | None] = {}
