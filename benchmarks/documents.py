@@ -158,6 +158,7 @@ def _devices(sources: Sources, wanted: Callable[[Result], bool]) -> list[_Device
 
 
 SUITES = ("model", "train", "sample", "ops")
+ELSEWHERE = "style transfer"  # the group of a network of other people
 NOT_MEASURED = "Not measured yet on any device."
 
 
@@ -202,7 +203,8 @@ BLOCKS: dict[str, Block] = {
     "points": points,
     "summary": summary,
     "operators": _cases(lambda r: r.suite == "ops"),
-    "network": _cases(lambda r: r.suite in ("model", "train")),
+    "network": _cases(lambda r: r.suite in ("model", "train") and r.group != ELSEWHERE),
+    "elsewhere": _cases(lambda r: r.group == ELSEWHERE),
     "sampling": _cases(lambda r: r.suite == SAMPLE),
 }
 

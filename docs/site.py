@@ -17,6 +17,7 @@ PAGES = ROOT / "build" / "site" / "pages"
 PUBLIC = (
     "ncsn_fast",
     "ncsn_fast.ops",
+    "ncsn_fast.nn",
     "ncsn_fast.data",
     "ncsn_fast.sampling",
     "ncsn_fast.training",
@@ -52,6 +53,7 @@ def main() -> None:
     (PAGES / "api").mkdir()
     shutil.copytree(ROOT / "docs" / "images", PAGES / "images")
     shutil.copytree(ROOT / "examples", PAGES / "examples")
+    shutil.copy(ROOT / "CITATION.cff", PAGES)
     pages = {"index.md": ROOT / "README.md"}
     pages |= {path.name: path for path in (ROOT / "docs").glob("*.md")}
     pages |= {f"{n}.md": ROOT / f"{n}.md" for n in ("CHANGELOG", "CONTRIBUTING", "SECURITY")}

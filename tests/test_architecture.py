@@ -31,7 +31,7 @@ FLOORS = (
     ("schedules",),
     ("losses", "sampling"),
     ("models",),
-    ("training", "evaluation", "plots"),
+    ("training", "evaluation", "plots", "nn"),
     ("demos",),
     ("cli benchmarks",),
     ("package",),

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import ncsn_fast
+from ncsn_fast.models.shipped import shipped_names
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -86,6 +87,9 @@ loss.backward()
 from ncsn_fast.training.config import merge_config
 from ncsn_fast.training.presets import preset_names
 assert preset_names() and all(merge_config(preset=name, data="x") for name in preset_names())
+from ncsn_fast.models.shipped import shipped_names
+assert {"digits", "fashion-mnist"} <= {*shipped_names()}
+model = ncsn_fast.NCSN.from_pretrained("digits")
 print(model.sample(2, 8, 1, 2, 1e-3, verbose=False).shape)
 """
 
@@ -112,9 +116,13 @@ def test_sdist_holds_the_sources(sdist):
 def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
     wheel = build_wheel(sdist, tmp_path, "cpu")
     names = zipfile.ZipFile(wheel).namelist()
-    assert any(n.startswith("ncsn_fast/_C.") for n in names)
+    # For every Python from 3.10 on, as it uses no more of Python than that promises to keep.
+    assert re.search(r"-cp310-abi3-[a-z]+\w*\.whl$", wheel.name), wheel.name
+    assert [n for n in names if n.endswith(".so")] == ["ncsn_fast/_C.abi3.so"]
     assert "ncsn_fast/kernels/langevin_step.py" in names
     assert "ncsn_fast/benchmarks/cases/langevin_step.py" in names
+    for network in shipped_names():
+        assert f"ncsn_fast/shipped/{network}/model.safetensors" in names
     assert {n.split("/")[0] for n in names} == {
         "ncsn_fast",
         f"ncsn_fast-{ncsn_fast.__version__}.dist-info",
@@ -162,6 +170,15 @@ def test_setup_without_torch_says_how_to_build_the_kernels():
     assert result.returncode == 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ncsn_fast:")]
     assert "pip install --no-build-isolation ." in line
+
+
+def test_setup_refuses_a_free_threaded_python():
+    code = f"import sysconfig; sysconfig.get_config_var = {{'Py_GIL_DISABLED': 1}}.get\n{SETUP}"
+    refused = run([sys.executable, "-c", code], ROOT, NCSN_FAST_BUILD="cpu")
+    assert refused.returncode != 0 and "free-threaded Python" in refused.stderr
+    without = run([sys.executable, "-c", code], ROOT, NCSN_FAST_BUILD="auto")
+    assert without.returncode == 0
+    assert "without C++ and CUDA kernels: the kernels do not build for a free" in without.stderr
 
 
 PLAN = """

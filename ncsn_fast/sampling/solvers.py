@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..checks import integer, number, positive_number
+from .defaults import SNR
 from .engine import Chain
 from .ode import heun_update
 from .steps import Position
@@ -40,8 +41,8 @@ def euler(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any) -> Dr
         sigmas: the levels, positive, strictly descending. The last step goes from the last of them to 0.
         run: ``conditions``, what the score is asked with at each level: ``None`` for the level's number in ``sigmas``,
             or numbers of levels of a network's own ladder, or the sigmas themselves. And ``seed``, ``sample_offset``,
-            ``verbose``, ``callback``, ``known``, ``mask``, ``return_intermediates`` and ``cuda_graph``, as in
-            :func:`~ncsn_fast.sampling.annealed_langevin`.
+            ``verbose``, ``callback``, ``known``, ``mask``, ``return_intermediates``, ``clip_end`` and ``cuda_graph``,
+            as in :func:`~ncsn_fast.sampling.annealed_langevin`.
 
     Returns:
         Samples in the shape of ``init``, contiguous, float64 if ``init`` is, else float32. With
@@ -71,7 +72,7 @@ def heun(
     *,
     churn: float = 0.0,
     churn_min: float = 0.0,
-    churn_max: float = math.inf,
+    churn_max: float | None = None,
     churn_noise: float = 1.0,
     **run: Any,
 ) -> Drawn:
@@ -92,7 +93,8 @@ def heun(
     Args:
         score, init, sigmas, run: as in :func:`euler`.
         churn: :math:`S_\text{churn}`. Above 0 the score is asked between the levels: ``conditions`` must be the sigmas.
-        churn_min, churn_max: :math:`S_\min` and :math:`S_\max`, the sigmas at which noise is added.
+        churn_min, churn_max: :math:`S_\min` and :math:`S_\max`, the sigmas between which noise is added; ``None``: no
+            upper end.
         churn_noise: :math:`S_\text{noise}`.
 
     Returns:
@@ -106,9 +108,12 @@ def heun(
     `arXiv:2206.00364 <https://arxiv.org/abs/2206.00364>`_, algorithm 2.
     """
     churn_noise = positive_number("churn_noise", churn_noise)
-    churn = number("churn", churn)
+    churn, churn_min = number("churn", churn), number("churn_min", churn_min)
+    churn_max = math.inf if churn_max is None else number("churn_max", churn_max)
     if churn < 0:
         raise ValueError(f"churn must be at least 0, got {churn:g}")
+    if not churn_min <= churn_max:
+        raise ValueError(f"churn_min must be at most churn_max, {churn_max:g}, got {churn_min:g}")
     chain, steps = _start(score, init, sigmas, run)
     conditions = run.get("conditions")
     if churn and (conditions is None or not all(isinstance(c, float) for c in conditions)):
@@ -196,7 +201,7 @@ def ancestral(
     sigmas: Sequence[float],
     *,
     corrector_steps: int = 0,
-    snr: float = 0.16,
+    snr: float = SNR,
     **run: Any,
 ) -> Drawn:
     r"""Ancestral sampling of the reverse process, with Langevin steps at each level if wanted. Order 1.

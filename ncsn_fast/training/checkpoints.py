@@ -23,6 +23,8 @@ from ..checks import differences, one_of
 from ..files import CheckpointError, check_archive, write_atomically
 from ..models.base import ScoreModel, load_pretrained
 from ..models.registry import config_from_dict, config_to_dict, new_network
+from ..models.sampling_settings import load_tuned
+from ..models.shipped import find_saved, shipped_names
 
 FORMAT = "ncsn_fast.checkpoint"
 VERSION = 1
@@ -150,8 +152,9 @@ def load_model(
     """A trained network for sampling, of whatever class, whatever form it was kept in.
 
     Args:
-        path: a checkpoint file, the output folder of a training run (its checkpoint is used), or a folder written
-            by ``save_pretrained``.
+        path: a checkpoint file, the output folder of a training run (its checkpoint is used), a folder written
+            by ``save_pretrained``, or, where nothing is at that path, the name of a network that comes with the
+            package, such as ``"digits"``.
         device: where to put the network.
         weights: of a checkpoint, ``"ema"``, the moving average, or ``"last"``, those of the last step.
 
@@ -165,10 +168,11 @@ def load_model(
         ValueError: the last weights of a folder that holds only one set of them.
     """
     one_of("weights", weights, WEIGHTS)
-    path = Path(path).expanduser()
+    path = find_saved(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist; expected a checkpoint file or a model folder"
+            f"{path} does not exist; expected a checkpoint file, a model folder, or the name of a network that comes "
+            f"with the package ({', '.join(shipped_names())})"
         )
     if path.is_dir() and (path / CHECKPOINT_NAME).is_file():
         path = path / CHECKPOINT_NAME
@@ -182,6 +186,7 @@ def load_model(
             raise CheckpointError(
                 f"{path} holds weights that do not fit its configuration: {error}"
             ) from error
+        model.tuned = load_tuned(path)
         return model, checkpoint.image_size
     if not (path / "config.json").is_file():
         raise FileNotFoundError(

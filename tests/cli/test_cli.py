@@ -398,7 +398,7 @@ def test_sample_with_few_passes(ncsn_fast, refused, trained, tmp_path):
         assert film.n_frames == 2  # the second level, and the end
     assert "takes passes, and no n_steps_each" in refused(*command, "--steps", 3)
     assert "takes no denoise=False" in refused(*command, "--no-denoise")
-    assert "'ald' takes no passes" in refused("sample", trained, "--passes", 4)
+    assert "'ald' takes no passes" in refused("sample", trained, "--sampler", "ald", "--passes", 4)
 
 
 def test_a_broken_network_is_one_line(refused, trained, tmp_path):
