@@ -19,6 +19,7 @@ from .algorithms import COMPOSED, CONV_ALGORITHMS, WINOGRAD, Algorithm, names_of
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
+    "add_norm_elu",
     "avg_pool5",
     "cond_instance_norm_elu",
     "conv3x3",
@@ -30,7 +31,7 @@ OPERATORS = (
 
 # Operators that are made of others where no kernel does them at once. `select` answers COMPOSED for them where it would
 # answer "reference" for any other: which backend ran is then a question to the parts.
-COMPOSITES = ("conv3x3", "norm_elu_conv3x3")
+COMPOSITES = ("add_norm_elu", "conv3x3", "norm_elu_conv3x3")
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
 AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference")}
@@ -157,6 +158,7 @@ def _not_of_the_engine(*tensors: Tensor | None) -> str | None:
 
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
+    "add_norm_elu": lambda x, labels=None, weight=None, residual=None: _dense(x, residual),
     "avg_pool5": _dense,
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
     "conv3x3": lambda x, *rest: _dense(x) or _not_of_the_engine(x, *rest),
@@ -169,7 +171,7 @@ LIMITS: dict[str, Callable[..., str | None]] = {
 }
 
 
-def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
+def _triton_norm(x: Tensor, *rest: Tensor | None) -> str | None:
     if x.dtype == torch.float64:
         return "it has no float64 arithmetic"
     size = x.shape[2:].numel()
@@ -178,6 +180,7 @@ def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
 
 # The same for the Triton kernels alone.
 TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
+    "add_norm_elu": _triton_norm,
     "cond_instance_norm_elu": _triton_norm,
 }
 
