@@ -26,6 +26,7 @@ from .algorithms import (
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
+    "add_norm_elu",
     "avg_pool5",
     "cond_instance_norm_elu",
     "conv3x3",
@@ -38,7 +39,7 @@ OPERATORS = (
 
 # Operators that are made of others where no kernel does them at once. `select` answers COMPOSED for them where it would
 # answer "reference" for any other: which backend ran is then a question to the parts.
-COMPOSITES = ("conv3x3", "norm_elu_conv3x3")
+COMPOSITES = ("add_norm_elu", "conv3x3", "norm_elu_conv3x3")
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
 AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference")}
@@ -183,6 +184,7 @@ def _solver_step(
 
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
+    "add_norm_elu": lambda x, labels=None, weight=None, residual=None: _dense(x, residual),
     "avg_pool5": _dense,
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
     "conv3x3": lambda x, *rest: _dense(x),
@@ -194,7 +196,7 @@ LIMITS: dict[str, Callable[..., str | None]] = {
 }
 
 
-def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
+def _triton_norm(x: Tensor, *rest: Tensor | None) -> str | None:
     if x.dtype == torch.float64:
         return "it has no float64 arithmetic"
     size = x.shape[2:].numel()
@@ -203,6 +205,7 @@ def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
 
 # The same for the Triton kernels alone.
 TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
+    "add_norm_elu": _triton_norm,
     "cond_instance_norm_elu": _triton_norm,
 }
 
