@@ -93,14 +93,14 @@ def test_a_name_that_nobody_knows(monkeypatch):
 
 def test_the_command_draws_from_a_network_of_the_package(tmp_path):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["sample", "digits", "-n", "3", "--out", "x.npy", "--device", "cpu"])
+        cli.main(["sample", "digits", "-n", "3", "--steps", "3", "--out", "x.npy"])
     assert stop.value.code == 0
-    with pytest.raises(SystemExit):
-        cli.main(["sample", "digits", "-n", "3", "--steps", "1", "--out", "y.npy"])
-    drawn, hasty = np.load("x.npy"), np.load("y.npy")
-    assert drawn.shape == (3, 1, 8, 8) and not np.array_equal(drawn, hasty)
+    drawn = np.load("x.npy")
+    assert drawn.shape == (3, 1, 8, 8)
+    # Where to start, the step size and that nothing is clamped on the way come from what is saved.
+    options = load_sampling("digits") | {"n_steps_each": 3}
     model = NCSN.from_pretrained("digits").to(memory_format=torch.channels_last)
-    same = model.sample(3, 8, **load_sampling("digits"), seed=0, verbose=False)
+    same = model.sample(3, 8, **options, seed=0, verbose=False)
     np.testing.assert_allclose(drawn, same.clamp(-1, 1), atol=1e-3)
 
 
