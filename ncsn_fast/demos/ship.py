@@ -57,6 +57,7 @@ NETWORKS: Mapping[str, Shipped] = {
             "step_lr": digits.STEP_LR * sigma**2,
             "denoise": True,
             "init_dist": "normal",
+            "clip": False,  # the states of the wide levels lie far outside [-1, 1]
         },
     ),
     "fashion-mnist": Shipped(
