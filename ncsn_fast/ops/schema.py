@@ -31,6 +31,10 @@ SCHEMAS = {
         "(Tensor grad_y, Tensor x, Tensor labels, Tensor weight, Tensor mean, Tensor rstd, bool elu)"
         " -> (Tensor grad_x, Tensor grad_weight)"
     ),
+    "add_norm_elu": (
+        "(Tensor x, Tensor? bias, Tensor? residual, Tensor labels, Tensor weight, float eps, bool elu)"
+        " -> (Tensor z, Tensor y, Tensor mean, Tensor rstd)"
+    ),
     "max_pool5": "(Tensor x, int padding) -> Tensor",
     "max_pool5_backward": "(Tensor grad_y, Tensor x, int padding) -> Tensor",
     "avg_pool5": "(Tensor x) -> Tensor",
@@ -160,6 +164,7 @@ def _philox_(out, seed, step, sample_offset, stream, kind):
 KERNELS = {
     "cond_instance_norm_elu": reference.cond_instance_norm_elu_with_statistics,
     "cond_instance_norm_elu_backward": reference.cond_instance_norm_elu_backward,
+    "add_norm_elu": reference.add_norm_elu_with_statistics,
     "max_pool5": _max_pool5,
     "max_pool5_backward": _max_pool5_backward,
     "avg_pool5": reference.avg_pool5,

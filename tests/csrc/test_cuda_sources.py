@@ -400,6 +400,7 @@ KERNELS = {
     "solver_step_kernel": 12,  # as langevin_step_kernel
     # Two layouts; 16 bytes, as clusters or not, or one element, and that alone for float64.
     "norm_forward_kernel": 20,
+    "add_norm_forward_kernel": 20,
     "norm_backward_kernel": 20,
     "norm_apply_kernel": 14,
     "norm_backward_apply_kernel": 14,
@@ -492,6 +493,7 @@ def test_hot_kernels_move_sixteen_bytes(library, cuobjdump, kernels):
         "philox_kernel": None,
         "solver_step_kernel": "LDG.E.128",
         "norm_forward_kernel": "LDGSTS.E.BYPASS.128",  # to shared memory, past the registers
+        "add_norm_forward_kernel": "LDG.E.128",
         "norm_backward_kernel": "LDGSTS.E.BYPASS.128",
         "norm_apply_kernel": "LDG.E.128",
         "norm_backward_apply_kernel": "LDG.E.128",
@@ -514,6 +516,7 @@ def test_hot_kernels_move_sixteen_bytes(library, cuobjdump, kernels):
             assert "STG.E.128" in body, name
         # Vectors are nowhere taken apart: the only narrow stores are a norm's numbers of a plane, float32.
         assert "STG.E.U" not in body and "LDS.U" not in body, name
-        numbers = {"norm_forward_kernel": 5, "norm_backward_kernel": 4}.get(kernel.stem, 0)
+        forward = dict.fromkeys(("norm_forward_kernel", "add_norm_forward_kernel"), 5)
+        numbers = (forward | {"norm_backward_kernel": 4}).get(kernel.stem, 0)
         if kernel.stem != "pool_choice_kernel":
             assert body.count("STG.E ") + body.count("STG.E.64") == numbers, name
