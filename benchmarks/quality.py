@@ -29,7 +29,7 @@ from ncsn_fast.files import write_atomically
 from ncsn_fast.models.base import ScoreModel
 from ncsn_fast.models.ncsn import NCSN
 from ncsn_fast.sampling import ScoreError, annealed_langevin, initial_state
-from ncsn_fast.sampling.auto import SPARE_SNR, in_words
+from ncsn_fast.sampling.auto import in_words
 from ncsn_fast.sampling.defaults import STEP_SHARE
 from ncsn_fast.sampling.levels import SPACINGS, spaced_sigmas
 from ncsn_fast.sampling.samplers import SAMPLERS
@@ -40,6 +40,7 @@ from .results import commit
 PASSES = (10, 25, 5, 15, 40)  # in the order of what matters most
 REFERENCE_PASSES = (201, 51)  # of annealed Langevin dynamics, about
 FEW = ("dpmpp_2m_sde", "ancestral", "dpmpp_2m", "heun", "euler")
+CORRECTOR_SNR = 0.3
 DOCUMENTED_PASSES, TIMED_IMAGES, TIMED_ROUNDS = 1000, 16, 5
 Options = dict[str, Any]
 Point = dict[str, Any]
@@ -86,7 +87,7 @@ def _few_jobs(passes: int, n_levels: int | None) -> Iterator[Options]:
         count = each * (passes // each if n_levels is None else min(passes // each, n_levels))
         if count >= 2 * each:
             corrected = {"passes": count, "corrector_steps": each - 1}
-            yield {"sampler": "ancestral", **corrected, "snr": SPARE_SNR}
+            yield {"sampler": "ancestral", **corrected, "snr": CORRECTOR_SNR}
 
 
 def passes_of(options: Mapping[str, Any], n_levels: int) -> int:

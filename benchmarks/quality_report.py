@@ -73,11 +73,12 @@ def markdown(held: Mapping[str, Any]) -> str:
         "| ladder | sampler | passes | levels taken | options | distance | seconds | sets | networks | samples |",
         "| ---: | --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    places = 4 if held["data"] == CHECKERBOARD else 3
     for row in rows(held):
         lines.append(
             f"| {row['levels']} | {row['sampler']} | {row['passes']} | {row['spacing']} | {row['options']} | "
-            f"{row['heldout']:.3f} ± {row['heldout_spread']:.3f} | {row['seconds']:.3g} | {row['sets']} | "
-            f"{row['networks']} | {row['samples']} |"
+            f"{row['heldout']:.{places}f} ± {row['heldout_spread']:.{places}f} | {row['seconds']:.3g} | "
+            f"{row['sets']} | {row['networks']} | {row['samples']} |"
         )
     if "speed" in held:
         one = held["speed"]

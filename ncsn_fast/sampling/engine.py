@@ -198,32 +198,6 @@ class Chain:
         z = ops.langevin_step_(self._normal.zero_(), self._zeros, 0.5, step=step, **self.noise)
         return z.to(self.dtype)
 
-    def linear_update(
-        self, rows: Iterable[Sequence[float]], *, noisy: bool = True, multistep: bool = False
-    ) -> Update:
-        """An update with numbers of the level: ``x <- a x + b score + e previous + c z``, see ``ops.solver_step_``.
-
-        Args:
-            rows: for each level (a, b, c), or (a, b, c, d, e).
-            noisy: there is noise z, that of :meth:`normal`.
-            multistep: there is ``previous``, ``x + d score`` of the update before; at first zero.
-        """
-        rows = [(*row, 0.0, 0.0)[:5] for row in rows]
-        table = self.table(value for row in rows for value in row).view(-1, 5)
-        previous = torch.zeros_like(self.x) if multistep else None
-
-        def update(x: Tensor, position: Position) -> None:
-            score, level = self.score(x, position), position.level
-            if self.dtype == torch.float32:
-                noise = {**self.noise, "step": position.step} if noisy else {}
-                ops.solver_step_(x, score, table, level, previous=previous, **noise)
-            else:
-                z = self.normal(position.step) if noisy else None
-                given = {"previous": previous, "noise": z, "backend": "reference"}
-                ops.solver_step_(x, score, table, level, **given)
-
-        return update
-
     def denoise(self, x: Tensor, position: Position) -> None:
         """An update from the last level to the expected clean sample, ``x + sigma_K**2 * score`` (Tweedie)."""
         x.add_(self.score(x, position), alpha=self.sigmas[-1] ** 2)

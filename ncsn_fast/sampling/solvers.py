@@ -10,18 +10,19 @@ All of them go from each sigma to the next, and from the last sigma to 0, where 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..checks import integer, number, positive_number
 from .defaults import SNR
 from .engine import Chain
 from .ode import heun_update
-from .steps import Position
+from .steps import Position, Update
 
 Score = Callable[[Tensor, Any], Tensor]
 Drawn = Tensor | tuple[Tensor, Tensor]
@@ -56,9 +57,8 @@ def euler(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any) -> Dr
     <https://arxiv.org/abs/2010.02502>`_, equation 13 with section 4.3.
     """
     chain, steps = _start(score, init, sigmas, run)
-    step = chain.linear_update(
-        ((1.0, sigma * (sigma - target), 0.0) for sigma, target in steps), noisy=False
-    )
+    rows = [(1.0, sigma * (sigma - target), 0.0) for sigma, target in steps]
+    step = linear_update(chain, rows, noisy=False)
     return chain.run([[step]] * len(steps))
 
 
@@ -162,7 +162,7 @@ def dpmpp_2m(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any) ->
     """
     chain, steps = _start(score, init, sigmas, run)
     kept = [(target / sigma, 0.0) for sigma, target in steps]
-    step = chain.linear_update(_multistep_rows(steps, kept), noisy=False, multistep=True)
+    step = linear_update(chain, _multistep_rows(steps, kept), noisy=False, multistep=True)
     return chain.run([[step]] * len(steps))
 
 
@@ -183,7 +183,7 @@ def dpmpp_2m_sde(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any
     """
     chain, steps = _start(score, init, sigmas, run)
     kept = [((target / sigma) ** 2, _ancestral_spread(sigma, target)) for sigma, target in steps]
-    step = chain.linear_update(_multistep_rows(steps, kept), multistep=True)
+    step = linear_update(chain, _multistep_rows(steps, kept), multistep=True)
     return chain.run([[step]] * len(steps))
 
 
@@ -226,13 +226,44 @@ def ancestral(
     snr = positive_number("snr", snr)
     chain, steps = _start(score, init, sigmas, run)
     # A Langevin step of size epsilon has noise of root 2 epsilon.
-    correct = chain.linear_update(
-        (1.0, 2 * (snr * sigma) ** 2, 2 * snr * sigma) for sigma in chain.sigmas
+    correct = linear_update(
+        chain, [(1.0, 2 * (snr * sigma) ** 2, 2 * snr * sigma) for sigma in chain.sigmas]
     )
-    step = chain.linear_update(
-        (1.0, sigma**2 - target**2, _ancestral_spread(sigma, target)) for sigma, target in steps
-    )
+    falls = [(1.0, s**2 - target**2, _ancestral_spread(s, target)) for s, target in steps]
+    step = linear_update(chain, falls)
     return chain.run([[correct] * corrector_steps + [step]] * len(steps))
+
+
+def linear_update(
+    chain: Chain,
+    rows: Iterable[Sequence[float]],
+    *,
+    noisy: bool = True,
+    multistep: bool = False,
+) -> Update:
+    """An update with numbers of the level: ``x <- a x + b score + e previous + c z``, by ``ops.solver_step_``.
+
+    Args:
+        chain: whose state it is.
+        rows: for each level (a, b, c), or (a, b, c, d, e).
+        noisy: there is noise z, that of ``chain.normal``.
+        multistep: there is ``previous``, ``x + d score`` of the update before; at first zero.
+    """
+    rows = [(*row, 0.0, 0.0)[:5] for row in rows]
+    table = chain.table(value for row in rows for value in row).view(-1, 5)
+    previous = torch.zeros_like(chain.x) if multistep else None
+
+    def update(x: Tensor, position: Position) -> None:
+        score, level = chain.score(x, position), position.level
+        if chain.dtype == torch.float32:
+            noise = {**chain.noise, "step": position.step} if noisy else {}
+            ops.solver_step_(x, score, table, level, previous=previous, **noise)
+        else:
+            z = chain.normal(position.step) if noisy else None
+            given = {"previous": previous, "noise": z, "backend": "reference"}
+            ops.solver_step_(x, score, table, level, **given)
+
+    return update
 
 
 def _start(
