@@ -60,6 +60,16 @@ def langevin_step(x: Tensor, score: Tensor, step_size: float, noise: Tensor, cli
     return x.add_(step_size * score + (2 * step_size) ** 0.5 * noise).clamp_(-clip, clip)
 
 
+def solver_step(
+    x: Tensor, score: Tensor, previous: Tensor, row: Sequence[float], noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The update of a multistep solver, and the memory that it leaves, in place."""
+    a, b, c, d, e = row
+    memory = x + d * score
+    x.copy_(a * x + b * score + e * previous + c * noise)
+    return x, previous.copy_(memory)
+
+
 # --- the network ----------------------------------------------------------------------------------
 
 

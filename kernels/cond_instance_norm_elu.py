@@ -6,6 +6,8 @@
   ``statistics_kernel`` writes mean and sum of squares of parts of the planes, and ``apply_kernel`` combines them. The
   channel means of a whole sample enter every element of InstanceNorm++, so that one pass cannot do.
 
+``add_norm_elu`` is the same kernels with ``z_ptr``: what reads x first adds bias and residual, and writes the sum.
+
 All arithmetic is float32. Batch sizes never compile a kernel anew; of channels and positions it matters only whether
 tiles cover them exactly and whether they are multiples of 16, which is what lets loads be vectors.
 """
@@ -18,12 +20,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .addressing import on_device_of
+from .addressing import in_layout_of, on_device_of
 from .planes import (
     MAX_SPLITS,
     constants_of,
     in_one_kernel,
     inside_only,
+    load_sum,
     load_tile,
     of_part,
     splits_of,
@@ -108,7 +111,7 @@ def moments(x, inside, count, EVEN: tl.constexpr):
 
 @triton.jit
 def moments_of_range(
-    x_ptr, sample, channel, first_tile, tiles, channels, spatial,
+    x_ptr, bias_ptr, residual_ptr, z_ptr, sample, channel, first_tile, tiles, channels, spatial,
     LAST: tl.constexpr, EVEN: tl.constexpr, PLANES: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Mean and squares about it over consecutive tiles, one after the other (Chan et al. 1979).
@@ -124,7 +127,10 @@ def moments_of_range(
             sample, channel, position, channels, spatial, LAST, PLANES, POSITIONS
         )
         before, count = tile * POSITIONS, tl.minimum(spatial - position, POSITIONS)
-        x = load_tile(x_ptr, first, offsets, inside, EVEN)
+        x = load_sum(
+            x_ptr, bias_ptr, residual_ptr, z_ptr, first, offsets, inside, channel, channels,
+            EVEN, PLANES,
+        )  # fmt: skip
         mean, rest, tile_squares, _ = moments(x, inside, count, EVEN)
         origin = tl.where(tile == 0, mean, origin)
         share = count / (before + count)
@@ -180,7 +186,7 @@ def channel_statistics(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, debug=True)
 def norm_kernel(
-    x_ptr, labels_ptr, weight_ptr, y_ptr, mean_ptr, rstd_ptr,
+    x_ptr, bias_ptr, residual_ptr, z_ptr, labels_ptr, weight_ptr, y_ptr, mean_ptr, rstd_ptr,
     table_rows, label_stride, channels, spatial, eps,
     ELU: tl.constexpr, LAST: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr,
     PLANES: tl.constexpr, POSITIONS: tl.constexpr,
@@ -193,14 +199,20 @@ def norm_kernel(
         first, offsets, inside = tile_of(
             sample, channel, 0, channels, spatial, LAST, PLANES, POSITIONS
         )
-        x = load_tile(x_ptr, first, offsets, inside, EVEN)
+        x = load_sum(
+            x_ptr, bias_ptr, residual_ptr, z_ptr, first, offsets, inside, channel, channels,
+            EVEN, PLANES,
+        )  # fmt: skip
         middle, rest, squares, centred = moments(x, inside, spatial, EVEN)
         mean = middle + rest
     else:
         mean, squares = moments_of_range(
-            x_ptr, sample, channel, 0, tl.cdiv(spatial, POSITIONS), channels, spatial,
-            LAST, EVEN, PLANES, POSITIONS,
+            x_ptr, bias_ptr, residual_ptr, z_ptr, sample, channel, 0, tl.cdiv(spatial, POSITIONS),
+            channels, spatial, LAST, EVEN, PLANES, POSITIONS,
         )  # fmt: skip
+        if z_ptr is not None:
+            tl.debug_barrier()  # what one thread has written of z, another may read
+            x_ptr = z_ptr
     rstd = tl.rsqrt(squares / spatial + eps)
     c = channel + tl.arange(0, PLANES)
     plane = sample * channels + c
@@ -227,15 +239,16 @@ def norm_kernel(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def statistics_kernel(
-    x_ptr, mean_ptr, squares_ptr, splits, length, channels, spatial,
+    x_ptr, bias_ptr, residual_ptr, z_ptr, mean_ptr, squares_ptr,
+    splits, length, channels, spatial,
     LAST: tl.constexpr, EVEN: tl.constexpr, PLANES: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Moments of parts of planes, ``length`` tiles each: two tensors ``(N, splits, C)``."""
     sample, channel, part = work_item(splits, channels, PLANES)
     tiles = tl.minimum(length, tl.cdiv(spatial, POSITIONS) - part * length)
     mean, squares = moments_of_range(
-        x_ptr, sample, channel, part * length, tiles, channels, spatial,
-        LAST, EVEN, PLANES, POSITIONS,
+        x_ptr, bias_ptr, residual_ptr, z_ptr, sample, channel, part * length, tiles,
+        channels, spatial, LAST, EVEN, PLANES, POSITIONS,
     )  # fmt: skip
     c = channel + tl.arange(0, PLANES)
     at = (sample * splits + part) * channels + c
@@ -303,6 +316,37 @@ def cond_instance_norm_elu(
     ``x (N, C, *spatial)`` is float32, bfloat16 or float16, contiguous or channels_last; ``labels`` int64
     of length N or 1; ``weight (K, 2C)`` or ``(K, 3C)`` of any floating dtype.
     """
+    return normalise(x, (None, None, None), labels, weight, eps, elu)
+
+
+def add_norm_elu(
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    labels: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    elu: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``z = x + bias + residual``, and y, mean and rstd of that.
+
+    ``residual`` has the shape and dtype of x; ``bias (C,)`` any floating dtype.
+    """
+    z = torch.empty_like(x)
+    bias = None if bias is None else bias.contiguous()
+    residual = None if residual is None else in_layout_of(residual, x)
+    return z, *normalise(x, (bias, residual, z), labels, weight, eps, elu)
+
+
+def normalise(
+    x: torch.Tensor,
+    into: tuple[torch.Tensor | None, ...],
+    labels: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    elu: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y, mean and rstd of x; or, with ``into = (bias, residual, z)``, of the sum, which goes to z."""
     samples, channels = x.shape[:2]
     spatial = math.prod(x.shape[2:])
     y = torch.empty_like(x)
@@ -317,7 +361,7 @@ def cond_instance_norm_elu(
     with on_device_of(x):
         if in_one_kernel(samples, channels, spatial, tile, plusplus):
             norm_kernel[(samples * triton.cdiv(channels, tile.planes),)](
-                x, labels, weight, y, mean, rstd, *table, channels, spatial, eps,
+                x, *into, labels, weight, y, mean, rstd, *table, channels, spatial, eps,
                 ELU=elu, WHOLE=tile.positions >= spatial,
                 **constants_of(tile, channels, spatial, last),
             )  # fmt: skip
@@ -328,12 +372,12 @@ def cond_instance_norm_elu(
         splits, length = splits_of(programs, spatial, tile.positions)
         part_mean, part_squares = mean.new_empty(2, samples, splits, channels).unbind()
         statistics_kernel[(programs * splits,)](
-            x, part_mean, part_squares, splits, length, channels, spatial, **constants
+            x, *into, part_mean, part_squares, splits, length, channels, spatial, **constants
         )
         parts = triton.cdiv(spatial, tile.positions)
         apply_kernel[(programs * parts,)](
-            x, labels, weight, part_mean, part_squares, y, mean, rstd, *table,
-            parts, splits, length * tile.positions, channels, spatial, eps,
+            x if into[2] is None else into[2], labels, weight, part_mean, part_squares,
+            y, mean, rstd, *table, parts, splits, length * tile.positions, channels, spatial, eps,
             ELU=elu, PLUSPLUS=plusplus, **sums_over_parts(splits), **constants,
         )  # fmt: skip
     return y, mean, rstd

@@ -72,6 +72,25 @@ def inside_only(value, inside, EVEN: tl.constexpr):
 
 
 @triton.jit
+def load_sum(
+    x_ptr, bias_ptr, residual_ptr, z_ptr, first, offsets, inside, channel, channels,
+    EVEN: tl.constexpr, PLANES: tl.constexpr,
+):  # fmt: skip
+    """A tile of x; with ``z_ptr``, of the sum, rounded as it is written there."""
+    x = load_tile(x_ptr, first, offsets, inside, EVEN)
+    if z_ptr is not None:
+        if bias_ptr is not None:
+            c = channel + tl.arange(0, PLANES)
+            bias = tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+            x += bias[:, None]
+        if residual_ptr is not None:
+            x += load_tile(residual_ptr, first, offsets, inside, EVEN)
+        x = inside_only(x.to(z_ptr.dtype.element_ty).to(tl.float32), inside, EVEN)
+        store_tile(z_ptr, first, offsets, inside, x, EVEN)
+    return x
+
+
+@triton.jit
 def of_part(sample, c, splits, channels, SPLITS: tl.constexpr):
     """Offsets of all parts of planes in a tensor ``(N, splits, C)``, and which there are."""
     k = tl.arange(0, SPLITS)[None, :]

@@ -84,6 +84,10 @@ def test_links_between_pages_hold_on_the_site():
         relinked("[c](../CHANGELOG.md) [d](sampling.md#e)")
         == "[c](CHANGELOG.md) [d](sampling.md#e)"
     )
+    assert (
+        relinked("[e](../examples/a_b.md) ![f](../docs/images/g.png)")
+        == "[e](a_b.md) ![f](images/g.png)"
+    )
 
 
 def test_adding_a_network(monkeypatch):

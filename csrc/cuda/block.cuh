@@ -143,6 +143,15 @@ NCSN_HD void store(T* to, const Vec<T, W>& value) {
   *reinterpret_cast<decltype(word)*>(to) = word;
 }
 
+// One vector into shared memory that only this thread uses.
+template <typename T, int W>
+NCSN_HD void store_own(Vec<T, W>* to, const Vec<T, W>& value) {
+  using Bits = typename Word<sizeof(Vec<T, W>)>::type;
+  Bits bits;
+  memcpy(&bits, &value, sizeof bits);
+  *reinterpret_cast<Bits*>(to) = bits;
+}
+
 // Starts the copy of one vector from global memory to shared memory that only this thread uses.
 template <typename T, int W>
 NCSN_HD void copy_in(Vec<T, W>* to, const T* from) {

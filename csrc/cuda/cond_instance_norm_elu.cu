@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <optional>
 #include <tuple>
 
 #include "common/norm_batch.h"
@@ -98,9 +99,12 @@ LaunchShape middle_shape(const MiddleArgs<A>& args) {
           dim3(kMiddleThreads), kMiddleMemory};
 }
 
-std::tuple<Tensor, Tensor, Tensor> cond_instance_norm_elu(Tensor x, Tensor labels, Tensor weight,
-                                                          double eps, bool elu) {
-  const char* name = "cond_instance_norm_elu";
+// y, mean and rstd of x; or of the sum, whose terms are bias and residual, if it is to be written to z.
+std::tuple<Tensor, Tensor, Tensor> normalise(const char* name, const Tensor& x, const Tensor& labels,
+                                             const Tensor& weight, double eps, bool elu,
+                                             const Tensor* bias = nullptr,
+                                             const Tensor* residual = nullptr,
+                                             Tensor* z = nullptr) {
   const Geometry g = check_norm(x, labels, weight);
   const ScalarType statistics = statistics_dtype(x.scalar_type());
   Tensor y = torch::stable::empty_like(x);
@@ -112,7 +116,11 @@ std::tuple<Tensor, Tensor, Tensor> cond_instance_norm_elu(Tensor x, Tensor label
     using T = typename decltype(type)::type;
     using A = Accumulator<T>;
     NormForwardArgs<T> args = {};
-    args.tiling = tiling_of<T>(x, g, is_aligned(x) && is_aligned(y), 1, !table.plusplus());
+    bool aligned = is_aligned(x) && is_aligned(y);
+    for (const Tensor* t : {residual, static_cast<const Tensor*>(z)}) {
+      if (t) aligned = aligned && is_aligned(*t);
+    }
+    args.tiling = tiling_of<T>(x, g, aligned, 1, !table.plusplus());
     args.weight = table;
     args.planes.mean = mean.mutable_data_ptr<A>();
     args.planes.rstd = rstd.mutable_data_ptr<A>();
@@ -120,6 +128,12 @@ std::tuple<Tensor, Tensor, Tensor> cond_instance_norm_elu(Tensor x, Tensor label
     args.y = static_cast<T*>(y.mutable_data_ptr());
     args.eps = static_cast<A>(eps);
     args.elu = elu;
+    if (bias) {
+      args.sum.bias = bias->const_data_ptr();
+      args.sum.bias_dtype = bias->scalar_type();
+    }
+    if (residual) args.sum.residual = static_cast<const T*>(residual->const_data_ptr());
+    if (z) args.sum.z = static_cast<T*>(z->mutable_data_ptr());
     if (args.tiling.spread != Spread::kSplit) return launch_norm_forward<T>(Pass::kWhole, args, x);
 
     const int64_t planes = g.samples * g.channels, parts = planes * args.tiling.chunks;
@@ -130,9 +144,38 @@ std::tuple<Tensor, Tensor, Tensor> cond_instance_norm_elu(Tensor x, Tensor label
     launch_norm_forward<T>(Pass::kWhole, args, x);
     const MiddleArgs<A> middle = {args.tiling, table, args.planes, args.eps, true};
     launch(name, affine_kernel<A>, middle_shape(middle), x, middle);
+    if (z) args.x = args.sum.z;
     launch_norm_forward<T>(Pass::kApply, args, x);
   });
   return {y, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> cond_instance_norm_elu(Tensor x, Tensor labels, Tensor weight,
+                                                          double eps, bool elu) {
+  return normalise("cond_instance_norm_elu", x, labels, weight, eps, elu);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_elu(Tensor x, std::optional<Tensor> bias,
+                                                        std::optional<Tensor> residual,
+                                                        Tensor labels, Tensor weight, double eps,
+                                                        bool elu) {
+  const Geometry g = check_norm(x, labels, weight);
+  if (bias) {
+    STD_TORCH_CHECK(is_floating(bias->scalar_type()) && bias->dim() == 1 &&
+                        bias->size(0) == g.channels && is_contiguous(*bias) &&
+                        bias->device() == x.device(),
+                    "bias must be floating point and contiguous, of shape (", g.channels,
+                    ",), on the device of x");
+  }
+  if (residual) {
+    check_like(*residual, x, "residual");
+    STD_TORCH_CHECK(residual->scalar_type() == x.scalar_type(), "residual must have the dtype of x");
+    residual = in_layout_of(x, *residual);
+  }
+  Tensor z = torch::stable::empty_like(x);
+  auto [y, mean, rstd] = normalise("add_norm_elu", x, labels, weight, eps, elu,
+                                   bias ? &*bias : nullptr, residual ? &*residual : nullptr, &z);
+  return {z, y, mean, rstd};
 }
 
 std::tuple<Tensor, Tensor> cond_instance_norm_elu_backward(Tensor grad_y, Tensor x, Tensor labels,
@@ -194,6 +237,7 @@ std::tuple<Tensor, Tensor> cond_instance_norm_elu_backward(Tensor grad_y, Tensor
 }  // namespace ncsn
 
 STABLE_TORCH_LIBRARY_IMPL(ncsn_fast, CUDA, m) {
+  m.impl("add_norm_elu", TORCH_BOX(&ncsn::add_norm_elu));
   m.impl("cond_instance_norm_elu", TORCH_BOX(&ncsn::cond_instance_norm_elu));
   m.impl("cond_instance_norm_elu_backward", TORCH_BOX(&ncsn::cond_instance_norm_elu_backward));
 }

@@ -21,6 +21,24 @@ struct WeightEntry {
   A gamma, alpha, beta;  // alpha 0 where there is none
 };
 
+// A number of a parameter, whatever its dtype.
+template <typename A>
+NCSN_HD A number_at(const void* data, torch::headeronly::ScalarType dtype, int64_t i) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::BFloat16:
+      return static_cast<A>(
+          static_cast<float>(static_cast<const torch::headeronly::BFloat16*>(data)[i]));
+    case ScalarType::Half:
+      return static_cast<A>(
+          static_cast<float>(static_cast<const torch::headeronly::Half*>(data)[i]));
+    case ScalarType::Double:
+      return static_cast<A>(static_cast<const double*>(data)[i]);
+    default:
+      return static_cast<A>(static_cast<const float*>(data)[i]);
+  }
+}
+
 struct WeightTable {
   const void* data;
   torch::headeronly::ScalarType dtype;
@@ -39,20 +57,7 @@ struct WeightTable {
 
   template <typename A>
   NCSN_HD A at(int64_t row, int64_t column) const {
-    using torch::headeronly::ScalarType;
-    const int64_t i = row * row_stride + column * column_stride;
-    switch (dtype) {
-      case ScalarType::BFloat16:
-        return static_cast<A>(
-            static_cast<float>(static_cast<const torch::headeronly::BFloat16*>(data)[i]));
-      case ScalarType::Half:
-        return static_cast<A>(
-            static_cast<float>(static_cast<const torch::headeronly::Half*>(data)[i]));
-      case ScalarType::Double:
-        return static_cast<A>(static_cast<const double*>(data)[i]);
-      default:
-        return static_cast<A>(static_cast<const float*>(data)[i]);
-    }
+    return number_at<A>(data, dtype, row * row_stride + column * column_stride);
   }
 
   template <typename A>

@@ -3,6 +3,9 @@
 // A block reads its part of x once, into shared memory, every thread its own vectors; sums them for a first mean, sums the
 // differences from it for a better mean and the variance (the corrected two-pass algorithm of Chan, Golub, LeVeque), and
 // then either writes y from what it holds, or leaves the chunk's moments for the launches that follow.
+//
+// add_norm_elu is the same passes with kSum: what a block holds is then z = x + bias + residual, added in registers on its
+// way to shared memory, rounded, and written out as well.
 
 #pragma once
 
@@ -10,6 +13,15 @@
 #include "cuda/cond_instance_norm_elu.cuh"
 
 namespace ncsn {
+
+// What x is the first term of; null where there is no such term.
+template <typename T>
+struct SumArgs {
+  const void* bias;  // (C,)
+  torch::headeronly::ScalarType bias_dtype;
+  const T* residual;
+  T* z;
+};
 
 template <typename T>
 struct NormForwardArgs {
@@ -20,6 +32,7 @@ struct NormForwardArgs {
   T* y;
   Accumulator<T> eps;
   bool elu;
+  SumArgs<T> sum;
 };
 
 // The shared memory of a block after its vectors: sums of two kinds, then the planes' numbers.
@@ -42,8 +55,28 @@ NCSN_HD Vec<T, W> normalised(const Vec<T, W>& x, const A (&centre)[kPlanes],
   return y;
 }
 
+// The vectors of z that a thread holds, from x, bias and residual; and to the z of the tensor.
+template <typename T, int W, int kPlanes, typename A>
+NCSN_HD void add_in(Vec<T, W>* own, int threads, const T* x, const SumArgs<T>& sum, int64_t begin,
+                    const ThreadPart& part, const A (&bias)[kPlanes]) {
+#pragma unroll 2
+  for (int i = 0; i < part.items; ++i) {
+    const int64_t at = begin + i * part.stride;
+    const Vec<T, W> term = load<T, W>(x + at);
+    Vec<T, W> other = {}, z;
+    if (sum.residual) other = load<T, W>(sum.residual + at);
+#pragma unroll
+    for (int j = 0; j < W; ++j) {
+      const A with_bias = static_cast<A>(term.v[j]) + bias[kPlanes == 1 ? 0 : j];
+      z.v[j] = static_cast<T>(with_bias + static_cast<A>(other.v[j]));
+    }
+    store_own(own + i * threads, z);
+    store(sum.z + at, z);
+  }
+}
+
 // Statistics of a block's planes, and y if the block or its cluster has all of them.
-template <typename T, int W, bool kLast, bool kCluster, typename Thread>
+template <typename T, int W, bool kLast, bool kCluster, bool kSum, typename Thread>
 NCSN_HD void norm_forward_block(const NormForwardArgs<T>& a, const Thread& thread) {
   using A = Accumulator<T>;
   constexpr int kPlanes = kLast ? W : 1;
@@ -63,13 +96,27 @@ NCSN_HD void norm_forward_block(const NormForwardArgs<T>& a, const Thread& threa
       static_cast<unsigned>(threads * tiling.items * static_cast<int>(sizeof(Vec<T, W>))));
   auto* const numbers = sums + 2 * tiling.slots() * planes;
 
+  A bias[kPlanes] = {};
+  if constexpr (kSum) {
+    if (a.sum.bias && part.items > 0) {
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) {
+        bias[p] = number_at<A>(a.sum.bias, a.sum.bias_dtype, block.channel + mine + p);
+      }
+    }
+  }
+
   for (int64_t n = thread.block_y; n < g.samples; n += thread.blocks_y) {
     const int64_t begin = n * g.elements() + part.offset;
-    for (int i = 0; i < part.items; ++i) copy_in(own + i * threads, a.x + begin + i * part.stride);
+    if constexpr (kSum) {
+      add_in(own, threads, a.x, a.sum, begin, part, bias);
+    } else {
+      for (int i = 0; i < part.items; ++i) copy_in(own + i * threads, a.x + begin + i * part.stride);
+    }
     WeightEntry<A> weight = {0, 0, 0};
     const bool writes = tiling.spread != Spread::kSplit;
     if (finishes && writes) weight = a.weight.template entry<A>(n, channel);
-    wait_for_copies();
+    if constexpr (!kSum) wait_for_copies();
 
     A first[1][kPlanes] = {};
     for (int i = 0; i < part.items; ++i) {

@@ -14,7 +14,13 @@ namespace ncsn {
 template <typename T, int W, bool kLast, bool kCluster>
 __global__ void __launch_bounds__(kMaxThreads, W > 1 && !kLast && !kCluster ? 2 : 1)
     norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
-  norm_forward_block<T, W, kLast, kCluster>(args, this_thread(shared_memory));
+  norm_forward_block<T, W, kLast, kCluster, false>(args, this_thread(shared_memory));
+}
+
+template <typename T, int W, bool kLast, bool kCluster>
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    add_norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
+  norm_forward_block<T, W, kLast, kCluster, true>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast>
@@ -58,14 +64,15 @@ void for_tiling(const PlaneTiling& t, const F& f) {
 template <typename T>
 void launch_norm_forward(Pass pass, const NormForwardArgs<T>& args,
                          const torch::stable::Tensor& x) {
-  const char* name = "cond_instance_norm_elu";
+  const char* name = args.sum.z ? "add_norm_elu" : "cond_instance_norm_elu";
   for_tiling<T>(args.tiling, [&](auto width, auto last, auto cluster) {
     if (pass == Pass::kApply) {
       return launch(name, norm_apply_kernel<T, width(), last()>,
                     shape_of(args.tiling, 0, false), x, args);
     }
     const int64_t shared = forward_memory(args.tiling, sizeof(T), sizeof(Accumulator<T>));
-    launch(name, norm_forward_kernel<T, width(), last(), cluster()>,
+    launch(name, args.sum.z ? add_norm_forward_kernel<T, width(), last(), cluster()>
+                            : norm_forward_kernel<T, width(), last(), cluster()>,
            shape_of(args.tiling, shared, cluster()), x, args);
   });
 }

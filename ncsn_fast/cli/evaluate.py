@@ -22,14 +22,14 @@ from ..evaluation.metrics import nearest_images
 from ..evaluation.report import LOSS_IMAGES, REFERENCE, compare, evenly, losses_by_level, render
 from ..files import write_atomically
 from ..models.base import ScoreModel
-from ..models.sampling_settings import load_sampling
 from ..models.shipped import shipped_names
 from ..plots import pictures
-from ..sampling import samplers
+from ..sampling import auto, samplers
 from ..training.live import machine
 from ..training.log import LOG_NAME, read_log
 from .options import CACHE, DIGITS, choose_device, load_image_network, open_data
 from .output import PICTURE_SIDE
+from .sample import STEPS, drawing_options
 
 try:
     import typer
@@ -37,7 +37,6 @@ except ImportError:  # an extra; main says so
     typer = None
 
 ROWS, NEIGHBOURS = 10, 5  # of the picture
-STEPS = 20  # at each noise level, as of sample
 LIKELIHOOD_IMAGES = 32  # a minute or so on two cores for 28x28 pixels
 HELDOUT, OTHER_HALF = "held-out images", "real images"
 
@@ -74,16 +73,14 @@ def evaluate_command(
         typer.Option(help="Of a run: the moving average, or the weights of the last step."),
     ] = "ema",
     sampler: Annotated[
-        Literal[samplers.NAMES] | None,
-        typer.Option(
-            help=samplers.sampler_help(), show_default="that saved with the network, or ald"
-        ),
+        Literal[auto.CHOICES] | None,
+        typer.Option(help="As of sample.", show_default="as of sample"),
     ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
             help="Steps at each noise level; not of samplers for few passes.",
-            show_default=f"those saved with the network, or {STEPS}",
+            show_default=f"that of the run's preset, or {STEPS}",
         ),
     ] = None,
     passes: Annotated[
@@ -114,7 +111,7 @@ def evaluate_command(
     where = choose_device(device)
     pictures.require()
     asked = {"step_lr": step_lr, "passes": passes}
-    if sampler is not None:
+    if sampler not in (None, auto.AUTO):
         samplers.check_options(sampler, asked)
     model, size = load_image_network(source, where, weights)
     if size is None or size[0] != size[1]:
@@ -123,7 +120,7 @@ def evaluate_command(
         raise ValueError(
             f"--likelihood takes a network of any sigma, {type(model).__name__} knows the levels of its ladder only"
         )
-    options = _sampling(source, model, sampler, steps, asked)
+    _, options = drawing_options(source, model, sampler, asked, steps, None, clip=False)
     out = _own_folder(source) / "evaluation" if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     shape = (model.sample_shape[0], *size)
@@ -195,29 +192,6 @@ def _sets(data: str, heldout: str | None, shape: tuple[int, ...], source: Path, 
         return _Sets(half, others, OTHER_HALF, measured, None)
     real = opened(heldout)
     return _Sets(training, real, HELDOUT, {**measured, HELDOUT: real}, heldout)
-
-
-def _sampling(
-    source: Path,
-    model: ScoreModel,
-    sampler: str | None,
-    steps: int | None,
-    asked: dict[str, float | int | None],
-) -> dict[str, Any]:
-    """The options of ``model.sample``: those that were asked for, over those that were saved with the network."""
-    held = load_sampling(source)
-    saved = held.pop("sampler", "ald")
-    if sampler not in (None, saved):
-        held = {}  # of another sampler
-    sampler = saved if sampler is None else sampler
-    if asked["step_lr"] is None:
-        asked = {**asked, "step_lr": held.pop("step_lr", None)}
-    own = samplers.own_options(sampler, model.sigmas.tolist(), asked)
-    few = samplers.SAMPLERS[sampler].level_count is not None
-    if steps is None:
-        steps = None if few else held.pop("n_steps_each", STEPS)
-    usual = {"clip": False, "denoise": True}
-    return {**usual, **held, "sampler": sampler, "n_steps_each": steps, **own}
 
 
 def _own_folder(source: Path) -> Path:

@@ -42,8 +42,10 @@ def sample_command(
         typer.Option(help="Picture (.png), arrays (.npy, .npz), or a folder, which resumes."),
     ] = Path("samples.png"),
     weights: Annotated[
-        Literal["ema", "last"],
-        typer.Option(help="Of a run: the moving average, or the weights of the last step."),
+        str,
+        typer.Option(
+            help="Of a run: ema, the moving average; ema:0.99, that of another decay; or last, those of the last step."
+        ),
     ] = "ema",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
@@ -52,7 +54,7 @@ def sample_command(
         Literal[auto.CHOICES] | None,
         typer.Option(
             help=f"auto: one of those for few passes; {samplers.sampler_help()}",
-            show_default="auto with --passes, or after tune; else ald",
+            show_default="auto with --passes, or after tune; else that of the run's preset, or ald",
         ),
     ] = None,
     steps: Annotated[
@@ -187,7 +189,7 @@ def sample_command(
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
         model = model.to(memory_format=torch.channels_last)
-        sampler, options = _options(source, model, sampler, given, steps, denoise, clip=clip)
+        sampler, options = drawing_options(source, model, sampler, given, steps, denoise, clip=clip)
         options["seed"] = seed
         settings = {
             "weights": "" if one_file else sharded.fingerprint(model),
@@ -241,7 +243,7 @@ def sample_command(
         typer.echo(f"{n} images: {out}")
 
 
-def _options(
+def drawing_options(
     source: Path,
     model: ScoreModel,
     sampler: str | None,
@@ -254,7 +256,7 @@ def _options(
     """The sampler, and the options of ``model.sample``: as given, else as saved, else the defaults."""
     if sampler is None:
         few = given["passes"] is not None or (model.tuned and not _asks_for_steps(given, steps))
-        sampler = auto.AUTO if few else "ald"
+        sampler = auto.AUTO if few else load_sampling(source).get("sampler", "ald")
     if sampler == auto.AUTO:
         n_levels = None if "sigma" in model.scores() else len(model.sigmas)
         sampler, given = auto.resolve(sampler, given, n_levels, model.tuned)

@@ -20,7 +20,7 @@ from ..checks import one_of
 from ..files import write_atomically
 from ..models.base import ScoreModel
 from ..models.pretrained import WEIGHTS_FILE
-from ..models.sampling_settings import save_sampling
+from ..models.sampling_settings import SAMPLING_NAME, save_sampling, save_tuned
 from ..models.shipped import SHIPPED
 from ..training.checkpoints import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_model
 from . import digits
@@ -37,11 +37,13 @@ class Shipped:
         data: what it was trained on, with its licence.
         training: the command.
         sampling: the options of ``sample`` from the network's smallest noise level.
+        tuned: what ``sampler="auto"`` takes for it, and with it the command line; none: the general choice.
     """
 
     data: str
     training: str
-    sampling: Callable[[float], Mapping[str, Any]]
+    sampling: Callable[[float], Mapping[str, Any]] = lambda sigma: {}
+    tuned: Mapping[str, Any] | None = None
 
 
 NETWORKS: Mapping[str, Shipped] = {
@@ -61,7 +63,7 @@ NETWORKS: Mapping[str, Shipped] = {
         "the 60,000 training images of [Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist), 28x28 "
         "pixels, by Zalando SE, MIT licence",
         "ncsn-fast train --preset fashion-mnist --out RUN",
-        lambda sigma: {"sampler": "ald", "n_steps_each": 3, "denoise": True},
+        tuned={"sampler": "dpmpp_2m_sde", "passes": 20, "levels": "log"},
     ),
 }
 
@@ -92,7 +94,10 @@ def ship(name: str, run: str | Path, out: str | Path | None = None) -> Path:
     folder = (SHIPPED if out is None else Path(out)) / name
     save_model(model, folder, checkpoint.image_size)
     write_atomically(folder / WEIGHTS_FILE, weights)
+    (folder / SAMPLING_NAME).unlink(missing_ok=True)
     save_sampling(folder, NETWORKS[name].sampling(float(model.sigmas[-1])))
+    if NETWORKS[name].tuned is not None:
+        save_tuned(folder, NETWORKS[name].tuned)
     write_atomically(folder / CARD_NAME, card(name, model, checkpoint).encode())
     return folder
 
@@ -115,7 +120,10 @@ def card(name: str, model: ScoreModel, checkpoint: Checkpoint) -> str:
     """The card of a network, in Markdown."""
     about = NETWORKS[name]
     parameters = sum(p.numel() for p in model.parameters())
-    size = checkpoint.image_size[0]
+    how = 'sampler="auto"' if about.tuned else f'**load_sampling("{name}")'
+    imports = (
+        "" if about.tuned else "from ncsn_fast.models.sampling_settings import load_sampling\n"
+    )
     return f"""# {name}
 
 `{type(model).__name__}`, {parameters:,} parameters, the moving average of {checkpoint.step:,} steps of
@@ -134,10 +142,9 @@ It loads without a download:
 
 ```python
 from ncsn_fast import load_pretrained
-from ncsn_fast.models.sampling_settings import load_sampling
-
+{imports}
 model = load_pretrained("{name}")
-images = model.sample(64, {size}, seed=0, **load_sampling("{name}"))  # in [-1, 1]
+images = model.sample(64, {checkpoint.image_size[0]}, {how}, seed=0)  # in [-1, 1]
 ```
 
 It is small and was trained briefly: an example, no more.

@@ -116,6 +116,7 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         labels: Tensor | None = None,
         sigma: Tensor | None = None,
         seed: int | None = None,
+        sample_offset: int = 0,
         weighting: Weighting = "sigma2",
     ) -> tuple[Tensor, Tensor]:
         r"""The denoising score matching loss of a batch, :func:`~ncsn_fast.losses.denoising_score_matching_loss`.
@@ -132,6 +133,8 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
             sigma: noise levels themselves, ``(N,)``, positive, in place of labels, for a network conditioned on sigma:
                 such as :func:`log_uniform_sigmas`, for training over a continuous range.
             seed: of the noise z, ``0 <= seed < 2**64``; ``None``: drawn from torch's default CPU generator.
+            sample_offset: number of the first sample in a larger batch, of which this is a part: its noise is that of
+                the part.
             weighting: of the levels, ``"sigma2"``, ``"one"`` or a :class:`~ncsn_fast.losses.LearnedWeighting`.
 
         Returns:
@@ -172,7 +175,8 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         def score(noisy: Tensor) -> Tensor:
             return self(noisy, sigma) if labels is None else self.at_labels(noisy, labels)
 
-        return score_matching_loss(score, x, sigma, seed=seed, weighting=weighting), drawn
+        noise = {"seed": seed, "sample_offset": sample_offset}
+        return score_matching_loss(score, x, sigma, weighting=weighting, **noise), drawn
 
     def sample(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data.ranges import IMAGE_RANGE
 from ..sampling.defaults import STEP_LR
+from . import sums
 from .base import LABEL, ScoreModel
 from .config import NCSNConfig, choose_config
 from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, convolve, norm_elu_conv
@@ -136,6 +137,16 @@ class NCSN(
         convert = ops.wants_channels_last(x)
         if convert:  # here and at the end, for all the layers between
             x = x.contiguous(memory_format=torch.channels_last)
+        score = sums.score(self, x, labels) if ops.joins_sums(x) else self._through(x, labels)
+        if convert:
+            score = score.contiguous()
+        if self.config.scale_by_sigma:
+            # index_select, not indexing: it has no negative indices, on any device.
+            score = score / self.sigmas.index_select(0, labels).view(-1, 1, 1, 1)
+        return score.to(x.dtype)
+
+    def _through(self, x: Tensor, labels: Tensor) -> Tensor:
+        """All layers, one after the other."""
         h = convolve(self.begin_conv, x)
         h1 = self.stage1(h, labels)
         h2 = self.stage2(h1, labels)
@@ -145,13 +156,7 @@ class NCSN(
         r = self.refine3([h3, r], labels)
         r = self.refine2([h2, r], labels)
         r = self.refine1([h1, r], labels)
-        score = norm_elu_conv(self.end_norm, self.end_conv, r, labels)
-        if convert:
-            score = score.contiguous()
-        if self.config.scale_by_sigma:
-            # index_select, not indexing: it has no negative indices, on any device.
-            score = score / self.sigmas.index_select(0, labels).view(-1, 1, 1, 1)
-        return score.to(x.dtype)
+        return norm_elu_conv(self.end_norm, self.end_conv, r, labels)
 
     def sample(
         self,

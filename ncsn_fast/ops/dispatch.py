@@ -15,10 +15,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import extension
-from .algorithms import COMPOSED, CONV_ALGORITHMS, WINOGRAD, Algorithm, names_of
+from .algorithms import (
+    COMPOSED,
+    CONV_ALGORITHMS,
+    WINOGRAD,
+    Algorithm,
+    dtype_of_call,
+    names_of,
+)
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
+    "add_norm_elu",
     "avg_pool5",
     "cond_instance_norm_elu",
     "conv3x3",
@@ -26,11 +34,12 @@ OPERATORS = (
     "max_pool5",
     "norm_elu_conv3x3",
     "philox_",
+    "solver_step_",
 )
 
 # Operators that are made of others where no kernel does them at once. `select` answers COMPOSED for them where it would
 # answer "reference" for any other: which backend ran is then a question to the parts.
-COMPOSITES = ("conv3x3", "norm_elu_conv3x3")
+COMPOSITES = ("add_norm_elu", "conv3x3", "norm_elu_conv3x3")
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
 AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference")}
@@ -145,31 +154,49 @@ def _dense(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def _not_of_the_engine(*tensors: Tensor | None) -> str | None:
-    device_type = tensors[0].device.type
-    if torch.is_autocast_enabled(device_type):
-        return f"autocast asks for {torch.get_autocast_dtype(device_type)}"
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype not in WINOGRAD.dtypes:
-            return f"the convolution engine computes in {names_of(WINOGRAD.dtypes)}, got {tensor.dtype}"
-    return None
+def _no_algorithm(backend: str, x: Tensor, *others: Tensor | None) -> str | None:
+    """Why none of a backend's algorithms can serve a convolution of ``x`` with a weight, a bias and a residual."""
+    device_type = x.device.type
+    dtypes = dict.fromkeys(t.dtype for t in (x, *others) if t is not None)
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(device_type):
+        return f"its tensors must have one dtype, got {names_of(tuple(dtypes))}"
+    reasons = [
+        [algorithm.why_not(device_type, dtype) for dtype in (dtype_of_call(x), *dtypes)]
+        for algorithm in CONV_ALGORITHMS
+        if algorithm.backend == backend
+    ]
+    if any(not any(reason) for reason in reasons):
+        return None
+    return next((why for reason in reasons for why in reason if why), f"{backend} has no algorithm")
+
+
+def _solver_step(
+    x: Tensor, score: Tensor, previous: Tensor | None, noise: Tensor | None
+) -> str | None:
+    if x.dtype != torch.float32:
+        return f"it computes in float32, got {x.dtype}"
+    if noise is not None:
+        return "explicit noise goes through the reference alone"
+    if previous is not None and layout_of(previous) != layout_of(x):
+        return f"previous must have the layout of x, got strides {tuple(previous.stride())}"
+    return _dense(x, score)
 
 
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
+    "add_norm_elu": lambda x, labels=None, weight=None, residual=None: _dense(x, residual),
     "avg_pool5": _dense,
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
-    "conv3x3": lambda x, *rest: _dense(x) or _not_of_the_engine(x, *rest),
+    "conv3x3": lambda x, *rest: _dense(x),
     "langevin_step_": _dense,
     "max_pool5": _dense,
-    "norm_elu_conv3x3": lambda x, labels=None, norm_weight=None, *rest: (
-        _dense(x) or _not_of_the_engine(x, *rest)
-    ),
+    "norm_elu_conv3x3": lambda x, *rest: _dense(x),
     "philox_": _dense,
+    "solver_step_": _solver_step,
 }
 
 
-def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
+def _triton_norm(x: Tensor, *rest: Tensor | None) -> str | None:
     if x.dtype == torch.float64:
         return "it has no float64 arithmetic"
     size = x.shape[2:].numel()
@@ -178,6 +205,7 @@ def _triton_norm(x: Tensor, labels: Tensor, weight: Tensor) -> str | None:
 
 # The same for the Triton kernels alone.
 TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
+    "add_norm_elu": _triton_norm,
     "cond_instance_norm_elu": _triton_norm,
 }
 
@@ -228,6 +256,9 @@ def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) ->
     if not tensors:
         return None
     reason = LIMITS[op](*tensors)
+    if reason is None and op in COMPOSITES:
+        others = tensors[3:] if op == "norm_elu_conv3x3" else tensors[1:]
+        reason = _no_algorithm(backend, tensors[0], *others)
     if reason is None and backend == "triton" and op in TRITON_LIMITS:
         reason = TRITON_LIMITS[op](*tensors)
     return reason
@@ -254,8 +285,6 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         reason = why_not(choice, op, device_type, *tensors)
         if reason is None:
             return choice
-        if op in COMPOSITES:
-            return COMPOSED
         raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
     if _being_written_down():  # a graph that runs without this package
         return plain

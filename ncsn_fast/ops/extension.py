@@ -26,6 +26,7 @@ BUILD_COMMAND = "pip install --no-build-isolation ."
 
 # Operators in Triton, and the files in kernels/ that have them; the function that launches one has its name.
 TRITON_KERNELS = {
+    "add_norm_elu": "cond_instance_norm_elu",
     "avg_pool5": "avg_pool5",
     "cond_instance_norm_elu": "cond_instance_norm_elu",
     "cond_instance_norm_elu_backward": "cond_instance_norm_elu_backward",
@@ -33,6 +34,7 @@ TRITON_KERNELS = {
     "max_pool5": "max_pool5",
     "max_pool5_backward": "max_pool5",
     "philox_": "philox",
+    "solver_step_": "solver_step",
 }
 
 _status: dict[str, str | None] = {}

@@ -31,6 +31,10 @@ SCHEMAS = {
         "(Tensor grad_y, Tensor x, Tensor labels, Tensor weight, Tensor mean, Tensor rstd, bool elu)"
         " -> (Tensor grad_x, Tensor grad_weight)"
     ),
+    "add_norm_elu": (
+        "(Tensor x, Tensor? bias, Tensor? residual, Tensor labels, Tensor weight, float eps, bool elu)"
+        " -> (Tensor z, Tensor y, Tensor mean, Tensor rstd)"
+    ),
     "max_pool5": "(Tensor x, int padding) -> Tensor",
     "max_pool5_backward": "(Tensor grad_y, Tensor x, int padding) -> Tensor",
     "avg_pool5": "(Tensor x) -> Tensor",
@@ -58,6 +62,10 @@ SCHEMAS = {
     "philox_": (
         "(Tensor(a!) out, SymInt seed, SymInt step, SymInt sample_offset, int stream, int kind)"
         " -> ()"
+    ),
+    "solver_step_": (
+        "(Tensor(a!) x, Tensor score, Tensor(b!)? previous, Tensor table, SymInt level, Tensor? level_tensor,"
+        " bool noisy, SymInt seed, SymInt step, Tensor? step_tensor, SymInt sample_offset) -> ()"
     ),
 }
 
@@ -107,6 +115,31 @@ def _langevin_step_(
     )
 
 
+def _solver_step_(
+    x,
+    score,
+    previous,
+    table,
+    level,
+    level_tensor,
+    noisy,
+    seed,
+    step,
+    step_tensor,
+    sample_offset,
+):
+    reference.solver_step_(
+        x,
+        score,
+        table,
+        level if level_tensor is None else level_tensor,
+        previous=previous,
+        seed=seed if noisy else None,
+        step=step if step_tensor is None else step_tensor,
+        sample_offset=sample_offset,
+    )
+
+
 def _philox_(out, seed, step, sample_offset, stream, kind):
     draws = {
         PHILOX_BITS: reference.philox_bits,
@@ -131,6 +164,7 @@ def _philox_(out, seed, step, sample_offset, stream, kind):
 KERNELS = {
     "cond_instance_norm_elu": reference.cond_instance_norm_elu_with_statistics,
     "cond_instance_norm_elu_backward": reference.cond_instance_norm_elu_backward,
+    "add_norm_elu": reference.add_norm_elu_with_statistics,
     "max_pool5": _max_pool5,
     "max_pool5_backward": _max_pool5_backward,
     "avg_pool5": reference.avg_pool5,
@@ -141,6 +175,7 @@ KERNELS = {
     "conv3x3_weight_gradient": reference.conv3x3_weight_gradient,
     "langevin_step_": _langevin_step_,
     "philox_": _philox_,
+    "solver_step_": _solver_step_,
 }
 
 

@@ -166,10 +166,6 @@ class Chain:
         """Other noise levels, one for each level of the chain, at which an update may ask the score."""
         return Ladder(sigmas, conditions, self.table)
 
-    def buffer(self) -> Tensor:
-        """Zeros in the shape of the state, for what an update keeps for later steps."""
-        return torch.zeros_like(self.x)
-
     def score(self, x: Tensor, position: Position, ladder: Ladder | None = None) -> Tensor:
         """The score at ``x`` and the position's level. An update may ask as often as it needs.
 
@@ -201,6 +197,32 @@ class Chain:
         # A step of size 1/2 from zero, with a score of zero, is the noise itself, bit for bit.
         z = ops.langevin_step_(self._normal.zero_(), self._zeros, 0.5, step=step, **self.noise)
         return z.to(self.dtype)
+
+    def linear_update(
+        self, rows: Iterable[Sequence[float]], *, noisy: bool = True, multistep: bool = False
+    ) -> Update:
+        """An update with numbers of the level: ``x <- a x + b score + e previous + c z``, see ``ops.solver_step_``.
+
+        Args:
+            rows: for each level (a, b, c), or (a, b, c, d, e).
+            noisy: there is noise z, that of :meth:`normal`.
+            multistep: there is ``previous``, ``x + d score`` of the update before; at first zero.
+        """
+        rows = [(*row, 0.0, 0.0)[:5] for row in rows]
+        table = self.table(value for row in rows for value in row).view(-1, 5)
+        previous = torch.zeros_like(self.x) if multistep else None
+
+        def update(x: Tensor, position: Position) -> None:
+            score, level = self.score(x, position), position.level
+            if self.dtype == torch.float32:
+                noise = {**self.noise, "step": position.step} if noisy else {}
+                ops.solver_step_(x, score, table, level, previous=previous, **noise)
+            else:
+                z = self.normal(position.step) if noisy else None
+                given = {"previous": previous, "noise": z, "backend": "reference"}
+                ops.solver_step_(x, score, table, level, **given)
+
+        return update
 
     def denoise(self, x: Tensor, position: Position) -> None:
         """An update from the last level to the expected clean sample, ``x + sigma_K**2 * score`` (Tweedie)."""

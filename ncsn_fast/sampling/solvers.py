@@ -56,11 +56,9 @@ def euler(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any) -> Dr
     <https://arxiv.org/abs/2010.02502>`_, equation 13 with section 4.3.
     """
     chain, steps = _start(score, init, sigmas, run)
-    drift = chain.table(sigma * (sigma - target) for sigma, target in steps)
-
-    def step(x: Tensor, position: Position) -> None:
-        x.addcmul_(chain.score(x, position), position.of(drift))
-
+    step = chain.linear_update(
+        ((1.0, sigma * (sigma - target), 0.0) for sigma, target in steps), noisy=False
+    )
     return chain.run([[step]] * len(steps))
 
 
@@ -163,8 +161,9 @@ def dpmpp_2m(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any) ->
     `arXiv:2211.01095 <https://arxiv.org/abs/2211.01095>`_, algorithm 2, with :math:`\alpha_t = 1`.
     """
     chain, steps = _start(score, init, sigmas, run)
-    keep = [target / sigma for sigma, target in steps]
-    return chain.run([[_multistep(chain, steps, keep)]] * len(steps))
+    kept = [(target / sigma, 0.0) for sigma, target in steps]
+    step = chain.linear_update(_multistep_rows(steps, kept), noisy=False, multistep=True)
+    return chain.run([[step]] * len(steps))
 
 
 @torch.no_grad()
@@ -183,14 +182,8 @@ def dpmpp_2m_sde(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any
     Reference: `arXiv:2211.01095 <https://arxiv.org/abs/2211.01095>`_, section 5 (SDE-DPM-Solver++ 2M).
     """
     chain, steps = _start(score, init, sigmas, run)
-    keep = [(target / sigma) ** 2 for sigma, target in steps]
-    spread = chain.table(_ancestral_spread(sigma, target) for sigma, target in steps)
-    multistep = _multistep(chain, steps, keep)
-
-    def step(x: Tensor, position: Position) -> None:
-        multistep(x, position)
-        x.addcmul_(chain.normal(position.step), position.of(spread))
-
+    kept = [((target / sigma) ** 2, _ancestral_spread(sigma, target)) for sigma, target in steps]
+    step = chain.linear_update(_multistep_rows(steps, kept), multistep=True)
     return chain.run([[step]] * len(steps))
 
 
@@ -232,19 +225,13 @@ def ancestral(
     corrector_steps = integer("corrector_steps", corrector_steps, 0)
     snr = positive_number("snr", snr)
     chain, steps = _start(score, init, sigmas, run)
-    fall = chain.table(sigma**2 - target**2 for sigma, target in steps)
-    spread = chain.table(_ancestral_spread(sigma, target) for sigma, target in steps)
-    epsilon = chain.table(2 * (snr * sigma) ** 2 for sigma in chain.sigmas)
-    shake = chain.table(2 * snr * sigma for sigma in chain.sigmas)  # the root of 2 epsilon
-
-    def correct(x: Tensor, position: Position) -> None:
-        s, z = chain.score(x, position), chain.normal(position.step)
-        x.addcmul_(s, position.of(epsilon)).addcmul_(z, position.of(shake))
-
-    def step(x: Tensor, position: Position) -> None:
-        s, z = chain.score(x, position), chain.normal(position.step)
-        x.addcmul_(s, position.of(fall)).addcmul_(z, position.of(spread))
-
+    # A Langevin step of size epsilon has noise of root 2 epsilon.
+    correct = chain.linear_update(
+        (1.0, 2 * (snr * sigma) ** 2, 2 * snr * sigma) for sigma in chain.sigmas
+    )
+    step = chain.linear_update(
+        (1.0, sigma**2 - target**2, _ancestral_spread(sigma, target)) for sigma, target in steps
+    )
     return chain.run([[correct] * corrector_steps + [step]] * len(steps))
 
 
@@ -261,22 +248,23 @@ def _ancestral_spread(sigma: float, target: float) -> float:
     return target * math.sqrt(1 - (target / sigma) ** 2)
 
 
-def _multistep(
-    chain: Chain, steps: Sequence[tuple[float, float]], keep: Sequence[float]
-) -> Callable[[Tensor, Position], None]:
-    """The update ``x = keep x + (1 - keep) D``, with D extrapolated from this step and the one before."""
+def _multistep_rows(
+    steps: Sequence[tuple[float, float]], kept: Sequence[tuple[float, float]]
+) -> list[tuple[float, ...]]:
+    r"""Rows of the update :math:`x = k x + (1 - k) \hat D + c z` with D extrapolated from this step and the one before.
+
+    :math:`\hat D = (1 + q) D - q D_{i-1}` with :math:`q = 1 / (2 r)`, and :math:`D = x + \sigma^2 s` is what a step
+    leaves for the next.
+
+    Args:
+        steps: each step's sigma and target.
+        kept: each step's k and c.
+    """
     heights = [math.log(sigma / target) for sigma, target in steps[:-1]]
-    # 1 / (2 r): none at the first step, and none at the last, which is infinitely high.
-    ahead = [0.5 * now / before for before, now in pairwise(heights)]
-    extrapolate = chain.table([0.0, *ahead, 0.0][: len(steps)])
-    variance = chain.table(sigma**2 for sigma in chain.sigmas)
-    kept, new = chain.table(keep), chain.table(1 - share for share in keep)
-    previous = chain.buffer()
-
-    def step(x: Tensor, position: Position) -> None:
-        denoised = torch.addcmul(x, chain.score(x, position), position.of(variance))
-        estimate = denoised + position.of(extrapolate) * (denoised - previous)
-        x.mul_(position.of(kept)).addcmul_(estimate, position.of(new))
-        previous.copy_(denoised)
-
-    return step
+    # None at the first step, and none at the last, which is infinitely high.
+    ahead = [0.0, *(0.5 * now / before for before, now in pairwise(heights)), 0.0][: len(steps)]
+    rows = []
+    for (sigma, _), (k, c), q in zip(steps, kept, ahead, strict=True):
+        new, variance = (1 - k) * (1 + q), sigma**2
+        rows.append((k + new, new * variance, c, variance, -(1 - k) * q))
+    return rows

@@ -30,6 +30,9 @@ struct Call {
   int64_t elu;
   int64_t multiprocessors, shared_memory, clusters;  // of the device
   int64_t order, max_blocks_y;
+  const void *bias, *residual;  // of add_norm_elu, whose sum goes to z
+  void* z;
+  int64_t bias_dtype;
   int64_t tiling[6];  // out: spread, width, teams, ranks, items, chunks
 };
 
@@ -109,6 +112,8 @@ struct Emulation {
     args.y = static_cast<T*>(call.out);
     args.eps = static_cast<A>(call.eps);
     args.elu = call.elu != 0;
+    args.sum = {call.bias, kTypes[call.bias_dtype], static_cast<const T*>(call.residual),
+                static_cast<T*>(call.z)};
     const bool split = tiling.spread == Spread::kSplit;
     if (split) {
       args.planes.scale = take(held, planes);
@@ -117,8 +122,12 @@ struct Emulation {
     }
     for_tiling<T>(tiling, [&](auto width, auto last, auto cluster) {
       run(over_planes(forward_memory(tiling, sizeof(T), sizeof(A)), cluster()),
-          [&](const Thread& t) { norm_forward_block<T, width(), last(), cluster()>(args, t); });
+          [&](const Thread& t) {
+            args.sum.z ? norm_forward_block<T, width(), last(), cluster(), true>(args, t)
+                       : norm_forward_block<T, width(), last(), cluster(), false>(args, t);
+          });
       if (!split) return;
+      if (args.sum.z) args.x = args.sum.z;
       const MiddleArgs<A> middle_args = {tiling, table, args.planes, args.eps, true};
       run(middle(middle_args), [&](const Thread& t) { affine_block<A>(middle_args, t); });
       run(over_planes(0, false),

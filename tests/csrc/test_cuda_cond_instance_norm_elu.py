@@ -43,6 +43,8 @@ class Call(ctypes.Structure):
         ("eps", ctypes.c_double),
         *((name, ctypes.c_int64) for name in ("elu", "multiprocessors", "shared_memory")),
         *((name, ctypes.c_int64) for name in ("clusters", "order", "max_blocks_y")),
+        *((name, ctypes.c_void_p) for name in ("bias", "residual", "z")),
+        ("bias_dtype", ctypes.c_int64),
         ("tiling", ctypes.c_int64 * 6),
     ]
 
@@ -83,10 +85,13 @@ class Run:
         aligned=True,
         order=0,
         max_blocks_y=65535,
+        bias=None,
+        residual=None,
     ) -> None:
         n, channels = x.shape[:2]
         wide = reference.statistics_dtype(x.dtype)
-        self.y, self.grad_x = Canary(x), Canary(x)
+        self.y, self.grad_x, self.z = Canary(x), Canary(x), Canary(x)
+        adds = bias is not None or residual is not None
         self.mean, self.rstd = (Canary(torch.empty(n, channels, dtype=wide)) for _ in range(2))
         self.grad_weight = Canary(weight)
         held_x = Canary(x, aligned).holding(x)
@@ -116,6 +121,10 @@ class Run:
                 *device,
                 order,
                 max_blocks_y,
+                None if bias is None else bias.data_ptr(),
+                None if residual is None else residual.data_ptr(),
+                self.z.tensor.data_ptr() if adds else None,
+                0 if bias is None else DTYPES.index(bias.dtype),
             )
             problem = library.norm(ctypes.byref(call)).decode()
             assert not problem, (problem, list(call.tiling))
@@ -123,7 +132,7 @@ class Run:
 
         self.forward_tiling = launch(False)
         self.backward_tiling = None if grad_y is None else launch(True)
-        outputs = [self.y, self.mean, self.rstd]
+        outputs = [self.y, self.z, self.mean, self.rstd]
         for canary in outputs + ([] if grad_y is None else [self.grad_x, self.grad_weight]):
             canary.check()
 
@@ -251,6 +260,22 @@ def test_nan_stays_in_its_plane(library, shape, last, device, bad):
     for result in (run.y.tensor, run.grad_x.tensor):
         nan = result.isnan().flatten(2)
         assert nan[1, 1].all() and nan.sum() == nan.shape[2]
+
+
+@ways
+@pytest.mark.parametrize("terms", ["both", "bias", "residual"])
+def test_sums(library, shape, last, device, terms):
+    """add_norm_elu: z is rounded once, and everything else is the norm of what was written, to the bit."""
+    for dtype, columns in ((torch.float32, 2), (torch.bfloat16, 2), (torch.bfloat16, 3)):
+        x, labels, weight, residual = inputs(shape, dtype, last, columns)
+        bias = torch.linspace(-2, 2, shape[1]) if terms != "residual" else None
+        residual = residual.clone() if terms != "bias" else None
+        run = Run(library, x, labels, weight, device=device, bias=bias, residual=residual)
+        expected = reference.added(x.double(), bias, residual).to(dtype)
+        assert_forward(run.z.tensor, expected, dtype)
+        again = Run(library, run.z.tensor.clone(), labels, weight, device=device)
+        for got, same in ((run.y, again.y), (run.mean, again.mean), (run.rstd, again.rstd)):
+            assert torch.equal(got.tensor, same.tensor)
 
 
 def test_large_batches_and_tables(library):

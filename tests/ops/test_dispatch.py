@@ -77,8 +77,24 @@ def test_a_backend_that_cannot_serve_says_why():
     with pytest.raises(RuntimeError, match="'triton' cannot serve max_pool5: triton has no CPU"):
         ops.max_pool5(x, backend="triton")
     convolution = torch.zeros(3, 3, 3, 3)
-    with pytest.raises(RuntimeError, match="'triton' cannot serve cond_instance_norm_elu"):
+    with pytest.raises(RuntimeError, match="'triton' cannot serve norm_elu_conv3x3: triton has no"):
         ops.norm_elu_conv3x3(x, labels, weight, convolution, None, backend="triton")
+    for backend, dtype, why in (
+        ("triton", torch.float32, "triton has no CPU"),
+        ("native", torch.float64, "winograd takes float32, bfloat16, float16, got float64"),
+    ):
+        images, kernels = x.to(dtype), convolution.to(dtype)
+        for convolve in (ops.conv3x3, ops.elu_conv3x3, ops.conv3x3_mean_pool):
+            with pytest.raises(RuntimeError, match=f"'{backend}' cannot serve conv3x3: {why}"):
+                convolve(images, kernels, None, backend=backend)
+            with use_backend(backend), pytest.raises(RuntimeError, match=why):
+                convolve(images, kernels, None)
+            with use_backend(backend, op="conv3x3"), pytest.raises(RuntimeError, match=why):
+                convolve(images, kernels, None)
+        with use_backend(backend), pytest.raises(RuntimeError, match=why):
+            ops.norm_elu_conv3x3(images, labels, weight, kernels, None)
+    with pytest.raises(RuntimeError, match="must have one dtype, got float32, bfloat16"):
+        ops.conv3x3(x, convolution.bfloat16(), None, backend="native")
 
 
 def test_a_compiled_function_follows_the_policy():
@@ -259,7 +275,7 @@ def test_the_table_of_algorithms_has_every_kernel_of_the_convolution():
     in_table = {
         (algorithm.backend, device) for algorithm in CONV_ALGORITHMS for device in algorithm.devices
     }
-    for op in dispatch.COMPOSITES:
+    for op in ("conv3x3", "norm_elu_conv3x3"):
         for backend in ("native", "triton"):
             for device in ("cpu", "cuda"):
                 if extension.has_kernel(op, backend, device):

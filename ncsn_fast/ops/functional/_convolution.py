@@ -53,12 +53,18 @@ def convolve(
         h = F.elu(x) if elu else x
         y = F.conv2d(h, weight, bias, padding=padding, dilation=dilation)
         return y if residual is None else y + residual
+    dtype = x.dtype
+    x, weight, bias, residual = _in_float32(x, weight, bias, residual)
     x, bias, residual, convert = _channels_last(x, bias, residual)
     if needs_gradient(x, weight, bias, residual):
         y = autograd.DirectConv.apply(x, weight, bias, residual, dilation, elu, algorithm.backend)
     else:
         y = operator("conv_direct", algorithm.backend)(x, weight, bias, residual, dilation, elu)
-    return y.contiguous() if convert else y
+    return (y.contiguous() if convert else y).to(dtype)
+
+
+def _in_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.float() for tensor in tensors)
 
 
 def _channels_last(
@@ -85,6 +91,8 @@ def by_engine(
     algorithm: Algorithm,
 ) -> Tensor:
     """Norm, unless labels are None, ELU and 3x3 convolution at once."""
+    dtype = x.dtype
+    x, weight, bias, residual = _in_float32(x, weight, bias, residual)
     x, bias, residual, convert = _channels_last(x, bias, residual)
     backend = algorithm.backend
     tensors = (x, labels, norm_weight, weight, bias, residual)
@@ -96,4 +104,4 @@ def by_engine(
     else:
         fused = operator("norm_elu_conv3x3", backend)
         y = fused(*tensors, dilation, eps, elu, packed_of(weight))[0]
-    return y.contiguous() if convert else y
+    return (y.contiguous() if convert else y).to(dtype)

@@ -7,6 +7,7 @@ that is ``ops/functional/`` and ``ops/dispatch.py``.
 
 from __future__ import annotations
 
+from .add_norm_elu import add_norm_elu_with_statistics, added
 from .avg_pool5 import avg_pool5
 from .cond_instance_norm_elu import (
     cond_instance_norm_elu,
@@ -21,8 +22,11 @@ from .langevin_step import langevin_step_, noise_scale
 from .max_pool5 import max_pool5, max_pool5_backward
 from .norm_elu_conv3x3 import norm_elu_conv3x3, norm_elu_conv3x3_with_statistics
 from .philox import philox4x32, philox_bits, philox_normal, philox_uniform
+from .solver_step import solver_step_
 
 __all__ = [
+    "add_norm_elu_with_statistics",
+    "added",
     "avg_pool5",
     "cond_instance_norm_elu",
     "cond_instance_norm_elu_backward",
@@ -43,5 +47,6 @@ __all__ = [
     "philox_bits",
     "philox_normal",
     "philox_uniform",
+    "solver_step_",
     "statistics_dtype",
 ]
