@@ -177,8 +177,8 @@ def summary(sources: Sources) -> str:
 
 
 SUMMARY_LEGEND = """\
-Images of 32x32, operators of 128 channels. Of eager PyTorch the faster memory layout counts, of `torch.compile` the
-fastest layout and mode. **Bold**: ours is slower; `~`: a noisy figure."""
+Images of 32x32, of a preset of its size, operators of 128 channels. Of eager PyTorch the faster memory layout counts,
+of `torch.compile` the fastest layout and mode. **Bold**: ours is slower; `~`: a noisy figure."""
 
 
 def _cases(wanted: Callable[[Result], bool]) -> Block:

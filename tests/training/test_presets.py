@@ -12,6 +12,7 @@ from ncsn_fast import ScoreMLP
 from ncsn_fast.models.official import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, OfficialNCSN
 from ncsn_fast.models.sampling_settings import check_tuned
 from ncsn_fast.schedules import make_sigmas
+from ncsn_fast.training.config import merge_config
 from ncsn_fast.training.presets import preset_names, read_few_passes, read_preset
 from ncsn_fast.training.published import few_pass_settings, official_settings
 from ncsn_fast.training.settings import TrainingSettings
@@ -42,6 +43,9 @@ SAMPLED = {
     "ncsnv2-tower": (3, 1.8e-6, True, 649.8, 3259),
     "ncsnv2-ffhq": (3, 9e-7, True, 1089.9, 6934),
 }
+# What is done to images: half of them mirrored (not digits), grey levels spread (for the networks of 2019).
+MIRRORED = set(TRAINED) - {"ncsn-mnist"}
+DEQUANTISED = {name for name in TRAINED if name.startswith("ncsn-")}
 SETTINGS = {field.name for field in dataclasses.fields(TrainingSettings)}
 
 
@@ -65,6 +69,8 @@ def test_published_settings(name):
         "num_classes": levels,
         "sigma_begin": begin,
         "sigma_end": 0.01,
+        **({"flips": True} if name in MIRRORED else {}),
+        **({"dequantise": True} if name in DEQUANTISED else {}),
     }
     assert (settings.iterations, settings.batch_size) == (steps, batch)
     # Their rate is constant, nothing is clipped, the average has its decay from the first step on.
@@ -85,6 +91,12 @@ def test_published_settings(name):
     with torch.device("meta"):
         model = network(channels, nf, levels)
     assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_takes_the_preset(name):
+    config = merge_config(preset=name, data="somewhere")
+    assert (config.flips, config.dequantise) == (name in MIRRORED, name in DEQUANTISED)
 
 
 def test_the_table_of_the_page_is_that_of_the_presets():
