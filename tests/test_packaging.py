@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import ncsn_fast
 
@@ -61,7 +62,8 @@ def empty_environment(tmp_path_factory) -> Path:
     python = folder / "bin" / "python"
     site = run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], folder)
     # A path in a .pth file is searched, but the .pth files in it (the editable install) are not read.
-    (Path(site.stdout.strip()) / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    folders = {sysconfig.get_paths()["purelib"], str(Path(torch.__file__).parents[1])}
+    (Path(site.stdout.strip()) / "dependencies.pth").write_text("\n".join(folders))
     return python
 
 
