@@ -156,8 +156,8 @@ class NormELUConv3x3(nn.Module):
         eps: of the norm.
 
     ``norm`` is a :class:`~torch.nn.InstanceNorm2d` with ``weight`` and ``bias`` or a
-    :class:`ConditionalInstanceNormELU` without its ELU, ``conv`` a :class:`~torch.nn.Conv2d`. Layers that are no longer what they were
-    built as (hooks, adapters, another class) are called, one after the other.
+    :class:`ConditionalInstanceNormELU` without its ELU, ``conv`` a :class:`~torch.nn.Conv2d`. Layers that are no longer
+    what they were built as (hooks, adapters, another class) are called, one after the other.
     """
 
     def __init__(
