@@ -81,7 +81,7 @@ def _load_cpu() -> str | None:
         hides = shadowed()
         if hides is not None:
             return f"the C++ extension is not beside the sources that run: {hides}"
-        return f"the C++ extension is not built: with torch installed, {BUILD_COMMAND}"
+        return f"the C++ extension is not built: with torch and a C++ compiler, in a clone, {BUILD_COMMAND}"
     try:
         importlib.import_module("ncsn_fast._C")
     except _LOAD_ERRORS as error:
