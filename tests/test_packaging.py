@@ -118,6 +118,8 @@ def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
     assert re.search(r"-cp310-abi3-[a-z]+\w*\.whl$", wheel.name), wheel.name
     assert [n for n in names if n.endswith(".so")] == ["ncsn_fast/_C.abi3.so"]
     assert "ncsn_fast/kernels/langevin_step.py" in names
+    assert "ncsn_fast/presets/digits.toml" in names and "ncsn_fast/py.typed" in names
+    assert not any("/results/" in name for name in names)
     assert "ncsn_fast/benchmarks/cases/langevin_step.py" in names
     assert {n.split("/")[0] for n in names} == {
         "ncsn_fast",
