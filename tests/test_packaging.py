@@ -128,6 +128,19 @@ def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
     install_and_smoke(empty_environment, wheel, tmp_path, "cpu")
 
 
+def test_what_another_build_left_is_gone(sdist):
+    """It would be loaded in the place of the new, or packed into a wheel."""
+    left = [sdist / "ncsn_fast" / f"{n}.cpython-310-x86_64-linux-gnu.so" for n in ("_C", "_C_cuda")]
+    other = sdist / "ncsn_fast" / "_Cython.py"
+    for file in (*left, other):
+        file.touch()
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    done = run(command, sdist, NCSN_FAST_BUILD="none")
+    assert done.returncode == 0, done.stderr
+    assert not any(file.exists() for file in left) and other.exists()
+    other.unlink()
+
+
 def test_pure_wheel(sdist, empty_environment, tmp_path):
     wheel = build_wheel(sdist, tmp_path, "none")
     assert wheel.name.endswith("-py3-none-any.whl")
