@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import ncsn_fast
 from ncsn_fast.models.shipped import shipped_names
@@ -62,7 +63,8 @@ def empty_environment(tmp_path_factory) -> Path:
     python = folder / "bin" / "python"
     site = run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], folder)
     # A path in a .pth file is searched, but the .pth files in it (the editable install) are not read.
-    (Path(site.stdout.strip()) / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    folders = {sysconfig.get_paths()["purelib"], str(Path(torch.__file__).parents[1])}
+    (Path(site.stdout.strip()) / "dependencies.pth").write_text("\n".join(folders))
     return python
 
 
@@ -120,6 +122,8 @@ def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
     assert re.search(r"-cp310-abi3-[a-z]+\w*\.whl$", wheel.name), wheel.name
     assert [n for n in names if n.endswith(".so")] == ["ncsn_fast/_C.abi3.so"]
     assert "ncsn_fast/kernels/langevin_step.py" in names
+    assert "ncsn_fast/presets/digits.toml" in names and "ncsn_fast/py.typed" in names
+    assert not any("/results/" in name for name in names)
     assert "ncsn_fast/benchmarks/cases/langevin_step.py" in names
     for network in shipped_names():
         assert f"ncsn_fast/shipped/{network}/model.safetensors" in names
@@ -128,6 +132,19 @@ def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
         f"ncsn_fast-{ncsn_fast.__version__}.dist-info",
     }
     install_and_smoke(empty_environment, wheel, tmp_path, "cpu")
+
+
+def test_what_another_build_left_is_gone(sdist):
+    """It would be loaded in the place of the new, or packed into a wheel."""
+    left = [sdist / "ncsn_fast" / f"{n}.cpython-310-x86_64-linux-gnu.so" for n in ("_C", "_C_cuda")]
+    other = sdist / "ncsn_fast" / "_Cython.py"
+    for file in (*left, other):
+        file.touch()
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    done = run(command, sdist, NCSN_FAST_BUILD="none")
+    assert done.returncode == 0, done.stderr
+    assert not any(file.exists() for file in left) and other.exists()
+    other.unlink()
 
 
 def test_pure_wheel(sdist, empty_environment, tmp_path):

@@ -156,8 +156,8 @@ class NormELUConv3x3(nn.Module):
         eps: of the norm.
 
     ``norm`` is a :class:`~torch.nn.InstanceNorm2d` with ``weight`` and ``bias`` or a
-    :class:`ConditionalInstanceNormELU`, ``conv`` a :class:`~torch.nn.Conv2d`. Layers that are no longer what they were
-    built as (hooks, adapters, another class) are called, one after the other.
+    :class:`ConditionalInstanceNormELU` without its ELU, ``conv`` a :class:`~torch.nn.Conv2d`. Layers that are no longer
+    what they were built as (hooks, adapters, another class) are called, one after the other.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class NormELUConv3x3(nn.Module):
         if num_classes is None:
             self.norm = nn.InstanceNorm2d(in_channels, eps, affine=True)
         else:
-            self.norm = CondInstanceNorm(in_channels, num_classes, eps)
+            self.norm = ConditionalInstanceNormELU(in_channels, num_classes, eps, elu=False)
         self.conv = nn.Conv2d(
             in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=bias
         )
