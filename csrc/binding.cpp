@@ -10,6 +10,7 @@
 #include "build_config.h"
 #include "cpu/conv3x3/kernels.h"
 #include "cpu/simd.h"
+#include "cpu/threads.h"
 
 namespace py = pybind11;
 
@@ -30,7 +31,7 @@ py::dict build_config() {
   const std::string cuda = NCSN_CUDA_VERSION;
   return py::dict(
       "compiler"_a = compiler(), "flags"_a = NCSN_COMPILER_FLAGS,
-      "threads"_a = "torch::stable::parallel_for", "simd_levels"_a = ncsn::simd_levels(),
+      "threads"_a = ncsn::own_threads() ? "own" : "torch", "simd_levels"_a = ncsn::simd_levels(),
       "simd_level"_a = ncsn::simd_name(ncsn::simd_level()),
       "conv_panel"_a = ncsn::conv_kernels().panel, "torch"_a = NCSN_TORCH_VERSION,
       "cuda"_a = cuda.empty() ? py::object(py::none()) : py::object(py::str(cuda)),

@@ -3,7 +3,6 @@
 #include "common/langevin_step.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "common/dtype.h"
 #include "cpu/noise.h"
 #include "cpu/multiversion.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 namespace {
@@ -98,37 +98,36 @@ void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double 
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
 
   const int64_t blocks = (geometry.elements() + kBlock - 1) / kBlock;  // of a sample
-  torch::stable::parallel_for(
-      0, geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
-        alignas(64) float noise_buffer[kBlock], score_buffer[kBlock], x_buffer[kBlock];
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t sample = i / blocks, first = (i % blocks) * kBlock;
-          const int64_t last = std::min(first + kBlock, geometry.elements());
-          const float* z = noise_buffer;
-          if (batch.noise) {
-            z = load(*batch.noise, geometry, sample, first, last, noise_buffer);
-          } else {
-            const PhiloxCounter counter = {static_cast<uint32_t>(first / 4),
-                                           static_cast<uint32_t>(sample_offset + sample),
-                                           step_word, kStreamLangevin};
-            fill_noise(Noise::kNormal, key, counter, (last - first + 3) / 4, noise_buffer);
-          }
-          const float* s = load(batch.score, geometry, sample, first, last, score_buffer);
-          const float* old = load(batch.x, geometry, sample, first, last, x_buffer);
-          float* const data = static_cast<float*>(batch.x.data);
-          if (old != x_buffer) {
-            run_simd(Update{data + (old - data), s, z, last - first, settings});
-            continue;
-          }
-          run_simd(Update{x_buffer, s, z, last - first, settings});
-          for_each_run(geometry, batch.x.strides, sample, first, last,
-                       [&](int64_t offset, int64_t stride, int64_t n, int64_t at) {
-                         for (int64_t j = 0; j < n; ++j) {
-                           data[offset + j * stride] = x_buffer[at + j];
-                         }
-                       });
-        }
-      });
+  parallel_for(geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
+    alignas(64) float noise_buffer[kBlock], score_buffer[kBlock], x_buffer[kBlock];
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t sample = i / blocks, first = (i % blocks) * kBlock;
+      const int64_t last = std::min(first + kBlock, geometry.elements());
+      const float* z = noise_buffer;
+      if (batch.noise) {
+        z = load(*batch.noise, geometry, sample, first, last, noise_buffer);
+      } else {
+        const PhiloxCounter counter = {static_cast<uint32_t>(first / 4),
+                                       static_cast<uint32_t>(sample_offset + sample),
+                                       step_word, kStreamLangevin};
+        fill_noise(Noise::kNormal, key, counter, (last - first + 3) / 4, noise_buffer);
+      }
+      const float* s = load(batch.score, geometry, sample, first, last, score_buffer);
+      const float* old = load(batch.x, geometry, sample, first, last, x_buffer);
+      float* const data = static_cast<float*>(batch.x.data);
+      if (old != x_buffer) {
+        run_simd(Update{data + (old - data), s, z, last - first, settings});
+        continue;
+      }
+      run_simd(Update{x_buffer, s, z, last - first, settings});
+      for_each_run(geometry, batch.x.strides, sample, first, last,
+                   [&](int64_t offset, int64_t stride, int64_t n, int64_t at) {
+                     for (int64_t j = 0; j < n; ++j) {
+                       data[offset + j * stride] = x_buffer[at + j];
+                     }
+                   });
+    }
+  });
 }
 
 }  // namespace
