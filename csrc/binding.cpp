@@ -11,6 +11,7 @@
 #include "build_config.h"
 #include "cpu/conv3x3/kernels.h"
 #include "cpu/simd.h"
+#include "cpu/threads.h"
 
 namespace {
 
@@ -72,7 +73,7 @@ PyObject* facts() {
   Object dict(PyDict_New());
   const bool done = dict.get() != nullptr && put(dict, "compiler", text(NCSN_COMPILER)) &&
                     put(dict, "flags", text(NCSN_COMPILER_FLAGS)) &&
-                    put(dict, "threads", text("torch::stable::parallel_for")) &&
+                    put(dict, "threads", text(ncsn::own_threads() ? "own" : "torch")) &&
                     put(dict, "simd_levels", levels()) &&
                     put(dict, "simd_level", text(ncsn::simd_name(ncsn::simd_level()))) &&
                     put(dict, "conv_panel", PyLong_FromLong(ncsn::conv_kernels().panel)) &&

@@ -17,6 +17,7 @@
 #include "common/avg_pool5.h"
 #include "cpu/half.h"
 #include "cpu/multiversion.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 namespace {
@@ -150,7 +151,7 @@ void pool(const Tensor& x, const Tensor& y) {
   auto* const to = static_cast<T*>(y.data_ptr());
   const int64_t sums = kWindow * tasks.block_elements();
   const int64_t wide = Pool<T>::kNarrow ? tasks.pixels * tasks.lanes : 0;
-  torch::stable::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t begin, int64_t end) {
+  parallel_for(tasks.count(), tasks.grain(), [&](int64_t begin, int64_t end) {
     const std::unique_ptr<A[]> memory(new A[static_cast<size_t>(sums + wide)]);
     run_simd(Pool<T>{from, to, tasks, begin, end, memory.get(), memory.get() + sums});
   });

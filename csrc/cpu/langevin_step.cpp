@@ -3,7 +3,6 @@
 #include "common/langevin_step.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include "cpu/element_blocks.h"
 #include "cpu/multiversion.h"
 #include "cpu/noise.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 namespace {
@@ -57,8 +57,8 @@ void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double 
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
 
   const int64_t blocks = (geometry.elements() + kBlock - 1) / kBlock;  // of a sample
-  torch::stable::parallel_for(
-      0, geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(
+      geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
         alignas(64) float noise_buffer[kBlock], score_buffer[kBlock], x_buffer[kBlock];
         for (int64_t i = begin; i < end; ++i) {
           const int64_t sample = i / blocks, first = (i % blocks) * kBlock;

@@ -13,6 +13,7 @@
 #include "cpu/element_blocks.h"
 #include "cpu/multiversion.h"
 #include "cpu/noise.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 namespace {
@@ -61,8 +62,8 @@ void solver_step_(Tensor x, Tensor score, std::optional<Tensor> previous, Tensor
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
 
   const int64_t blocks = (geometry.elements() + kBlock - 1) / kBlock;  // of a sample
-  torch::stable::parallel_for(
-      0, geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(
+      geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
         alignas(64) float z[kBlock] = {}, score_buffer[kBlock], x_buffer[kBlock], old_buffer[kBlock];
         for (int64_t i = begin; i < end; ++i) {
           const int64_t sample = i / blocks, first = (i % blocks) * kBlock;
