@@ -264,8 +264,8 @@ def score_matching_loss(
 
 def perturbation_noise(x: Tensor, seed: int, sample_offset: int = 0) -> Tensor:
     """The noise of :func:`score_matching_loss`, float32, in the shape of the data ``(N, ...)``."""
-    place = {"seed": seed, "stream": STREAM_TRAINING, "sample_offset": sample_offset}
-    return ops.philox_normal(x.shape, device=x.device, **place)
+    place = {"seed": seed, "sample_offset": sample_offset, "device": x.device}
+    return ops.philox_normal(x.shape, stream=STREAM_TRAINING, **place)
 
 
 def _per_sample(sigma: Tensor, x: Tensor) -> Tensor:

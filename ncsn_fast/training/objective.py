@@ -105,10 +105,10 @@ class Objective(nn.Module):
         network = self.network
         each = network.sigmas.index_select(0, labels) if sigma is None else sigma
         noisy = perturb(x, each, perturbation_noise(x, seed, sample_offset))
-        place = {"seed": seed, "stream": STREAM_SLICES, "sample_offset": sample_offset}
-        place |= {"device": x.device}
+        place = {"seed": seed, "sample_offset": sample_offset, "device": x.device}
         vectors = [
-            ops.philox_normal(x.shape, step=number, **place) for number in range(self.directions)
+            ops.philox_normal(x.shape, stream=STREAM_SLICES, step=number, **place)
+            for number in range(self.directions)
         ]
 
         def score(noisy: Tensor) -> Tensor:
