@@ -228,7 +228,7 @@ def test_info_as_text():
         f"ncsn_fast {ncsn_fast.__version__}",
         "kernels    cpu: loaded",
         "norm_elu_conv3x3",
-        "winograd                 native: device cpu, dtype float32",
+        "winograd                 native: device cpu, dtype float32, bfloat16, float16",
     ):
         assert line in result.stdout
     wrong = subprocess.run([*command, "--yaml"], capture_output=True, text=True)
@@ -243,7 +243,7 @@ def test_info_lists_every_operator_and_backend():
         assert facts["why_not"]["reference"] is None
     rows = info.collect()["conv_algorithms"]
     assert [row["conv_algo"] for row in rows] == ["winograd", "direct", "direct"]
-    assert rows[0]["backend"] == "native" and rows[0]["dtype"] == "float32"
+    assert rows[0]["backend"] == "native" and rows[0]["dtype"] == "float32, bfloat16, float16"
 
 
 def test_kernels_of_other_schemas_are_refused(monkeypatch):
