@@ -38,7 +38,8 @@ OPERATORS = (
 )
 
 # Operators that are made of others where no kernel does them at once. `select` answers COMPOSED for them where it would
-# answer "reference" for any other: which backend ran is then a question to the parts.
+# answer "reference" for any other: which backend ran is then a question to the parts. So a network runs on the CUDA or
+# the Triton kernels by one `set_backend`, though the convolution is PyTorch's there.
 COMPOSITES = ("add_norm_elu", "conv3x3", "norm_elu_conv3x3")
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
@@ -240,15 +241,20 @@ def select_convolution(
     )
 
 
-def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:
-    """Why a backend cannot serve the operator on a device (and with these tensors, if given); None if it can."""
-    if backend == "reference":
-        return None
+def _why_absent(backend: str, device_type: str) -> str | None:
+    """Why a backend has no kernels at all on a device here; None if it has."""
     if device_type not in AUTO:
         return f"there are no {backend} kernels for device type {device_type!r}"
     if backend == "triton" and device_type == "cpu" and not extension.interpreting():
         return "triton has no CPU kernels (TRITON_INTERPRET=1 interprets them, slowly)"
-    reason = extension.status("triton" if backend == "triton" else device_type)
+    return extension.status("triton" if backend == "triton" else device_type)
+
+
+def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:
+    """Why a backend cannot serve the operator on a device (and with these tensors, if given); None if it can."""
+    if backend == "reference":
+        return None
+    reason = _why_absent(backend, device_type)
     if reason is not None:
         return reason
     if not extension.has_kernel(op, backend, device_type):
@@ -268,7 +274,8 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
     """The backend that serves this call; ``COMPOSED`` for one of ``COMPOSITES`` that no kernel serves as a whole.
 
     Raises:
-        BackendError: the backend asked for, by the call or by :func:`set_backend`, cannot serve it.
+        BackendError: the backend asked for, by the call or by :func:`set_backend`, cannot serve it. One that was chosen
+            for all operators need not have a kernel for a whole of ``COMPOSITES``: it then serves the parts.
         ValueError: there is no backend of that name.
     """
     plain = COMPOSED if op in COMPOSITES else "reference"
@@ -285,6 +292,10 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         reason = why_not(choice, op, device_type, *tensors)
         if reason is None:
             return choice
+        # Chosen for all operators, it serves those parts that it has kernels for.
+        of_all = backend is None and op not in _policy
+        if of_all and op in COMPOSITES and _why_absent(choice, device_type) is None:
+            return plain
         raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
     if _being_written_down():  # a graph that runs without this package
         return plain

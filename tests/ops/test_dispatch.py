@@ -87,14 +87,25 @@ def test_a_backend_that_cannot_serve_says_why():
         for convolve in (ops.conv3x3, ops.elu_conv3x3, ops.conv3x3_mean_pool):
             with pytest.raises(RuntimeError, match=f"'{backend}' cannot serve conv3x3: {why}"):
                 convolve(images, kernels, None, backend=backend)
-            with use_backend(backend), pytest.raises(RuntimeError, match=why):
-                convolve(images, kernels, None)
             with use_backend(backend, op="conv3x3"), pytest.raises(RuntimeError, match=why):
                 convolve(images, kernels, None)
-        with use_backend(backend), pytest.raises(RuntimeError, match=why):
-            ops.norm_elu_conv3x3(images, labels, weight, kernels, None)
+        with pytest.raises(RuntimeError, match=why):
+            ops.norm_elu_conv3x3(images, labels, weight, kernels, None, backend=backend)
+    with use_backend("triton"), pytest.raises(RuntimeError, match="triton has no CPU"):
+        ops.conv3x3(x, convolution, None)  # it is not there for any part
     with pytest.raises(RuntimeError, match="must have one dtype, got float32, bfloat16"):
         ops.conv3x3(x, convolution.bfloat16(), None, backend="native")
+
+
+def test_a_backend_for_all_operators_serves_the_parts_that_it_can(record_backends):
+    x, labels, weight = (
+        torch.ones(2, 3, 4, 4).double(),
+        torch.tensor([0]),
+        torch.ones(1, 6).double(),
+    )
+    with use_backend("native"), record_backends() as ran:
+        ops.norm_elu_conv3x3(x, labels, weight, torch.ones(3, 3, 3, 3).double(), None)
+    assert ran == [("cond_instance_norm_elu", "native")]  # and PyTorch's convolution of float64
 
 
 def test_a_compiled_function_follows_the_policy():
