@@ -36,14 +36,14 @@ class Shipped:
     Attributes:
         data: what it was trained on, with its licence.
         training: the command.
-        sampling: the options of ``sample`` from the network's smallest noise level.
-        tuned: what ``sampler="auto"`` takes for it, and with it the command line; none: the general choice.
+        tuned: what ``sampler="auto"`` takes for it, and with it the command line.
+        sampling: options of ``sample`` for another sampler, from the network's smallest noise level.
     """
 
     data: str
     training: str
+    tuned: Mapping[str, Any]
     sampling: Callable[[float], Mapping[str, Any]] = lambda sigma: {}
-    tuned: Mapping[str, Any] | None = None
 
 
 NETWORKS: Mapping[str, Shipped] = {
@@ -51,6 +51,7 @@ NETWORKS: Mapping[str, Shipped] = {
         "the 1,540 training images of `ncsn_fast.data.load_digits()`, 8x8 pixels: the Optical Recognition of "
         "Handwritten Digits by E. Alpaydin and C. Kaynak, UCI repository, 1998, CC BY 4.0",
         "ncsn-fast demo digits --out RUN",
+        {"sampler": "dpmpp_2m_sde", "passes": 10, "levels": "log"},
         lambda sigma: {
             "sampler": "ald",
             "n_steps_each": digits.STEPS_EACH_LEVEL,
@@ -64,7 +65,7 @@ NETWORKS: Mapping[str, Shipped] = {
         "the 60,000 training images of [Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist), 28x28 "
         "pixels, by Zalando SE, MIT licence",
         "ncsn-fast train --preset fashion-mnist --out RUN",
-        tuned={"sampler": "dpmpp_2m_sde", "passes": 20, "levels": "log"},
+        {"sampler": "dpmpp_2m_sde", "passes": 20, "levels": "log"},
     ),
 }
 
@@ -97,8 +98,7 @@ def ship(name: str, run: str | Path, out: str | Path | None = None) -> Path:
     write_atomically(folder / WEIGHTS_FILE, weights)
     (folder / SAMPLING_NAME).unlink(missing_ok=True)
     save_sampling(folder, NETWORKS[name].sampling(float(model.sigmas[-1])))
-    if NETWORKS[name].tuned is not None:
-        save_tuned(folder, NETWORKS[name].tuned)
+    save_tuned(folder, NETWORKS[name].tuned)
     write_atomically(folder / CARD_NAME, card(name, model, checkpoint).encode())
     return folder
 
@@ -121,10 +121,6 @@ def card(name: str, model: ScoreModel, checkpoint: Checkpoint) -> str:
     """The card of a network, in Markdown."""
     about = NETWORKS[name]
     parameters = sum(p.numel() for p in model.parameters())
-    how = 'sampler="auto"' if about.tuned else f'**load_sampling("{name}")'
-    imports = (
-        "" if about.tuned else "from ncsn_fast.models.sampling_settings import load_sampling\n"
-    )
     return f"""# {name}
 
 `{type(model).__name__}`, {parameters:,} parameters, the moving average of {checkpoint.step:,} steps of
@@ -143,9 +139,9 @@ It loads without a download:
 
 ```python
 from ncsn_fast import load_pretrained
-{imports}
+
 model = load_pretrained("{name}")
-images = model.sample(64, {checkpoint.image_size[0]}, {how}, seed=0)  # in [-1, 1]
+images = model.sample(64, {checkpoint.image_size[0]}, sampler="auto", seed=0)  # in [-1, 1]
 ```
 
 It is small and was trained briefly: an example, no more.
