@@ -81,6 +81,7 @@ def train_command(
         Literal[settings.OPTIMIZERS] | None, _option("optimizer", "Which optimiser.")
     ] = None,
     weight_decay: Annotated[float | None, _option("weight_decay", "Of adamw.")] = None,
+    adam_eps: Annotated[float | None, _option("adam_eps", "Of adam and adamw.")] = None,
     accumulate: Annotated[
         int | None,
         _option("accumulate", "Parts of a batch, one after the other, for less memory."),

@@ -273,7 +273,7 @@ class Trainer:
 
 
 def _new_optimizer(parameters: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
+    options = {"lr": settings.lr, "eps": settings.adam_eps, "fused": True}
     if settings.optimizer == "adamw":
-        decay = settings.weight_decay
-        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=decay, fused=True)
-    return torch.optim.Adam(parameters, lr=settings.lr, fused=True)
+        return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, **options)
+    return torch.optim.Adam(parameters, **options)

@@ -46,6 +46,7 @@ class TrainingSettings:
             with an average of mostly untrained weights.
         optimizer: ``"adam"`` or ``"adamw"``.
         weight_decay: of AdamW, decoupled from the gradient.
+        adam_eps: added to the root of the second moment, by which Adam and AdamW divide.
         accumulate: parts into which a batch is cut, one after the other, for less memory; it must divide
             ``batch_size``. The result is that of the whole batch, but for rounding.
         bf16: compute the network in bfloat16 (autocast); its statistics, the loss, the weights and the optimiser stay
@@ -77,6 +78,7 @@ class TrainingSettings:
     ema_warmup: bool | None = None
     optimizer: str = "adam"
     weight_decay: float = 0.0
+    adam_eps: float = 1e-8
     accumulate: int = 1
     bf16: bool = False
     compile: bool = False
@@ -97,7 +99,8 @@ class TrainingSettings:
             self._store(name, positive_int(name, getattr(self, name)))
         self._store("warmup", integer("warmup", self.warmup, 0))
         self._store("seed", integer("seed", self.seed, 0, MAX_SEED))
-        self._store("lr", positive_number("lr", self.lr))
+        for name in ("lr", "adam_eps"):
+            self._store(name, positive_number(name, getattr(self, name)))
         self._store("ema_decay", _decay("ema_decay", self.ema_decay))
         if not isinstance(self.ema_decays, (tuple, list)):
             raise TypeError(f"ema_decays must be a list of numbers, got {self.ema_decays!r}")

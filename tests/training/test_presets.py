@@ -77,6 +77,7 @@ def test_published_settings(name):
     for step in (0, 1, steps - 1):
         assert settings.lr_at(step) == rate and settings.ema_decay_at(step) == ema
     assert settings.grad_clip == 0 and settings.weighting == "sigma2"
+    assert settings.adam_eps == (1e-3 if name == "ncsnv2-ffhq" else 1e-8)
     assert settings.checkpoint_every == 5000 and settings.levels == "ladder"
     assert sampling == {
         "n_steps_each": each,

@@ -18,7 +18,13 @@ from ncsn_fast.training import TrainingSettings
         *(("iterations", 0), ("batch_size", 1.5), ("lr", -1.0), ("lr", float("nan"))),
         *(("ema_decay", 1.0), ("lr_schedule", "triangular"), ("seed", -1), ("warmup", True)),
         *(("seed", 2**32), ("grad_clip", float("inf")), ("levels", None), ("weighting", 1)),
-        *(("optimizer", "sgd"), ("weight_decay", 0.1), ("accumulate", 3), ("bf16", 1)),
+        *(
+            ("optimizer", "sgd"),
+            ("weight_decay", 0.1),
+            ("adam_eps", 0.0),
+            ("accumulate", 3),
+            ("bf16", 1),
+        ),
         *(
             ("ema_decays", (0.9, 1.0)),
             ("ema_decays", "0.9"),

@@ -93,6 +93,12 @@ def test_weight_decay_is_adamws(tmp_path):
     assert size[1] < 0.99 * size[0]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_the_eps_of_adam_is_taken(tmp_path, optimizer):
+    held = run(tmp_path, optimizer=optimizer, adam_eps=1e-3)
+    assert held.optimizer["param_groups"][0]["eps"] == 1e-3
+
+
 def test_several_averages_are_kept_and_chosen_afterwards(tmp_path):
     several = run(tmp_path / "several", ema_decay=0.5, ema_decays=(0.9, 0.0), ema_warmup=False)
     alone = run(tmp_path / "alone", ema_decay=0.9, ema_warmup=False)
