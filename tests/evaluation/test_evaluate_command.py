@@ -107,7 +107,7 @@ def test_a_network_of_the_package(capsys, tmp_path, monkeypatch):
     assert report["training"] is None
     # The digits are 8x8, whatever the network.
     status, _, error = evaluate(capsys, "fashion-mnist")
-    assert status == 2 and "the images of digits must be (1, 28, 28)" in error
+    assert status == 2 and "the digits are grey, of 8x8 pixels: image_size must be 8" in error
 
 
 def test_mistakes(run, capsys, tmp_path):
