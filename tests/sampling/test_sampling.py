@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ncsn_fast import NCSN, ops
+from ncsn_fast.ops.algorithms import has_matrix_unit
 from ncsn_fast.sampling import annealed_langevin, draw_seed, initial_state
 
 SIGMAS = [1.0, 0.3, 0.1]
@@ -324,4 +325,6 @@ def test_autocast(model):
         x = draw(model)
     expected = draw(model)
     assert x.dtype == torch.float32
-    assert 0 < (x - expected).norm() / expected.norm() < 0.1
+    error = float((x - expected).norm() / expected.norm())
+    # All of it is convolutions, which a CPU without matrix units computes in float32.
+    assert error < 0.1 and (error > 0) == has_matrix_unit(torch.bfloat16)
