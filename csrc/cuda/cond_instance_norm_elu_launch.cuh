@@ -10,33 +10,33 @@
 
 namespace ncsn {
 
-// With 64 registers a block of 256 threads leaves room for three more; with more numbers a thread they would spill.
+// 80 registers a thread let three blocks share a multiprocessor, as the tiles of 64 KiB do; 64, four.
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, W > 1 && !kLast && !kCluster ? 2 : 1)
+__global__ void __launch_bounds__(kMaxThreads, W > 1 && !kLast && !kCluster ? 4 : 3)
     norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster, false>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, W > 1 && !kLast && !kCluster ? 4 : 3)
     add_norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster, true>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     norm_apply_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_apply_block<T, W, kLast>(args, this_thread(nullptr));
 }
 
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     norm_backward_kernel(const __grid_constant__ NormBackwardArgs<T> args) {
   norm_backward_block<T, W, kLast, kCluster>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     norm_backward_apply_kernel(const __grid_constant__ NormBackwardArgs<T> args) {
   norm_backward_apply_block<T, W, kLast>(args, this_thread(nullptr));
 }

@@ -17,9 +17,11 @@
 namespace ncsn {
 
 constexpr int kPoolWindow = 5, kPoolReach = 2;
-constexpr int kPoolThreads = 256;
+constexpr int kPoolThreads = 256, kPoolFewThreads = 64;  // of a block; of one where there are too few for all SMs
 // Bands are cut until each multiprocessor has so many threads, but not to fewer rows than these.
 constexpr int64_t kPoolWishedThreads = 1024, kPoolLeastRows = 8;
+// Shorter bands read more rows twice; they are worth it as long as multiprocessors have nothing to do.
+constexpr int64_t kPoolShortestBand = 2;
 
 struct PoolTiling {
   int64_t images, rows, pixels, lanes;
@@ -27,8 +29,10 @@ struct PoolTiling {
   bool along;           // whether a vector lies along a row
   int64_t row_vectors;
   int64_t bands, band_rows;
+  int block;            // threads of a block
 
   NCSN_HD int64_t threads() const { return images * bands * row_vectors; }
+  NCSN_HD bool row_bits32() const { return pixels * lanes <= INT32_MAX; }  // places in a row
 };
 
 template <typename T>
@@ -48,6 +52,11 @@ PoolTiling tile_pool(int64_t samples, int64_t channels, int64_t rows, int64_t pi
   while (t.threads() < kPoolWishedThreads * multiprocessors && rows >= 2 * t.bands * kPoolLeastRows) {
     t.bands *= 2;
   }
+  while (t.threads() < int64_t{kPoolFewThreads} * multiprocessors &&
+         rows >= 2 * t.bands * kPoolShortestBand) {
+    t.bands *= 2;
+  }
+  t.block = t.threads() < int64_t{kPoolThreads} * multiprocessors ? kPoolFewThreads : kPoolThreads;
   t.band_rows = (rows + t.bands - 1) / t.bands;
   return t;
 }
@@ -59,13 +68,24 @@ struct PoolPlace {
   int64_t offset;  // of the vector from the beginning of its row
 
   NCSN_HD PoolPlace(const PoolTiling& t, int64_t thread) {
-    const int64_t i = thread % t.row_vectors, rest = thread / t.row_vectors;
-    const int64_t band = rest % t.bands;
-    image = rest / t.bands;
+    int64_t i, band;
+    if (t.threads() <= INT32_MAX) {  // a division of 64 bits takes a hundred instructions
+      const auto number = static_cast<uint32_t>(thread), bands = static_cast<uint32_t>(t.bands);
+      const uint32_t rest = number / static_cast<uint32_t>(t.row_vectors);
+      i = number - rest * static_cast<uint32_t>(t.row_vectors);
+      image = rest / bands;
+      band = rest - static_cast<uint32_t>(image) * bands;
+    } else {
+      const int64_t rest = thread / t.row_vectors;
+      i = thread - rest * t.row_vectors;
+      image = rest / t.bands;
+      band = rest - image * t.bands;
+    }
     first = band * t.band_rows;
     last = first + t.band_rows < t.rows ? first + t.band_rows : t.rows;
     offset = i * t.width;
-    pixel = offset / t.lanes;
+    pixel = t.row_bits32() ? static_cast<uint32_t>(offset) / static_cast<uint32_t>(t.lanes)
+                           : offset / t.lanes;
   }
 
   NCSN_HD int64_t at(const PoolTiling& t, int64_t row) const {
@@ -78,6 +98,14 @@ template <typename E, int W, bool kAlong>
 struct PoolRow {
   static constexpr int kSize = kAlong ? W + 2 * kPoolReach : W * kPoolWindow;
   E values[kSize];
+
+  // The neighbours of all elements, dx as below.
+  NCSN_HD Vec<E, W> all(int dx) const {
+    Vec<E, W> v;
+#pragma unroll
+    for (int i = 0; i < W; ++i) v.v[i] = at(i, dx);
+    return v;
+  }
 
   // The neighbour of element i, dx = 0 .. 4 for the pixels -2 .. 2 from it.
   NCSN_HD E at(int i, int dx) const { return values[kAlong ? i + dx : dx * W + i]; }
@@ -127,6 +155,49 @@ NCSN_HD float max_or_nan(float a, float b) {
 
 NCSN_HD double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
 
+// The same of two elements of 16 bits at once.
+template <typename T>
+NCSN_HD uint32_t max_or_nan_pair(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  uint32_t m;
+  if constexpr (std::is_same_v<T, torch::headeronly::Half>) {
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(m) : "r"(a), "r"(b));
+  } else {
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(m) : "r"(a), "r"(b));
+  }
+  return m;
+#else
+  T left[2], right[2];
+  memcpy(left, &a, sizeof a);
+  memcpy(right, &b, sizeof b);
+  for (int i = 0; i < 2; ++i) {
+    left[i] = static_cast<T>(max_or_nan(static_cast<float>(left[i]), static_cast<float>(right[i])));
+  }
+  memcpy(&a, left, sizeof a);
+  return a;
+#endif
+}
+
+template <typename T, int W>
+NCSN_HD Vec<T, W> max_or_nan(const Vec<T, W>& a, const Vec<T, W>& b) {
+  Vec<T, W> m;
+  if constexpr (sizeof(T) == 2 && W % 2 == 0) {
+    uint32_t left[W / 2], right[W / 2];
+    memcpy(left, &a, sizeof left);
+    memcpy(right, &b, sizeof right);
+#pragma unroll
+    for (int i = 0; i < W / 2; ++i) left[i] = max_or_nan_pair<T>(left[i], right[i]);
+    memcpy(&m, left, sizeof m);
+  } else {
+    using A = Accumulator<T>;
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+      m.v[i] = static_cast<T>(max_or_nan(static_cast<A>(a.v[i]), static_cast<A>(b.v[i])));
+    }
+  }
+  return m;
+}
+
 template <typename T>
 NCSN_HD T pool_border(bool zero) {
   using A = Accumulator<T>;
@@ -143,48 +214,31 @@ struct PoolForwardArgs {
 
 template <typename T, int W, bool kAlong>
 NCSN_HD void pool_forward_thread(const PoolForwardArgs<T>& a, int64_t thread) {
-  using A = Accumulator<T>;
   const PoolTiling& t = a.tiling;
   const PoolPlace place(t, thread);
   const T border = pool_border<T>(a.zero);
-  A maxima[kPoolWindow][W];  // of the last five rows
+  Vec<T, W> outside, maxima[kPoolWindow];  // of the last five rows
 #pragma unroll
-  for (int r = 0; r < kPoolWindow; ++r) {
+  for (int i = 0; i < W; ++i) outside.v[i] = border;
 #pragma unroll
-    for (int i = 0; i < W; ++i) maxima[r][i] = static_cast<A>(border);
-  }
+  for (int r = 0; r < kPoolWindow; ++r) maxima[r] = outside;
   for (int64_t row = place.first - kPoolReach; row < place.last + kPoolReach; ++row) {
 #pragma unroll
-    for (int r = 1; r < kPoolWindow; ++r) {
-#pragma unroll
-      for (int i = 0; i < W; ++i) maxima[r - 1][i] = maxima[r][i];
-    }
+    for (int r = 1; r < kPoolWindow; ++r) maxima[r - 1] = maxima[r];
+    Vec<T, W> m = outside;
     if (row >= 0 && row < t.rows) {
       const PoolRow<T, W, kAlong> values(t, place, a.x + place.at(t, row), border);
+      m = values.all(0);
 #pragma unroll
-      for (int i = 0; i < W; ++i) {
-        A m = static_cast<A>(values.at(i, 0));
-#pragma unroll
-        for (int dx = 1; dx < kPoolWindow; ++dx) {
-          m = max_or_nan(m, static_cast<A>(values.at(i, dx)));
-        }
-        maxima[kPoolWindow - 1][i] = m;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < W; ++i) maxima[kPoolWindow - 1][i] = static_cast<A>(border);
+      for (int dx = 1; dx < kPoolWindow; ++dx) m = max_or_nan(m, values.all(dx));
     }
+    maxima[kPoolWindow - 1] = m;
     const int64_t target = row - kPoolReach;
     if (target < place.first) continue;
-    Vec<T, W> y;
+    m = maxima[0];
 #pragma unroll
-    for (int i = 0; i < W; ++i) {
-      A m = maxima[0][i];
-#pragma unroll
-      for (int r = 1; r < kPoolWindow; ++r) m = max_or_nan(m, maxima[r][i]);
-      y.v[i] = static_cast<T>(m);
-    }
-    store(a.y + place.at(t, target), y);
+    for (int r = 1; r < kPoolWindow; ++r) m = max_or_nan(m, maxima[r]);
+    store(a.y + place.at(t, target), m);
   }
 }
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .measured import gemm_has_won
+
 # The backend of an operator that no kernel does all of: it is composed of parts, each of which has the backend that
 # serves it; the convolution among them is PyTorch's.
 COMPOSED = "composed"
@@ -103,5 +105,14 @@ COMPOSED_DIRECT = Algorithm(
     when="everywhere else",
 )
 
+GEMM = Algorithm(
+    name="gemm",
+    backend="triton",
+    devices=("cuda",),
+    dtypes=(torch.float16, torch.bfloat16),
+    pays=lambda x, dilation: gemm_has_won(x.shape[1], x.shape[2:].numel(), dilation, x.dtype),
+    when="where `python -m ncsn_fast.kernels.tune` has measured it faster on this GPU",
+)
+
 # In the order in which `auto` tries them.
-CONV_ALGORITHMS = (WINOGRAD, DIRECT, COMPOSED_DIRECT)
+CONV_ALGORITHMS = (WINOGRAD, DIRECT, GEMM, COMPOSED_DIRECT)

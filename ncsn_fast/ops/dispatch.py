@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import extension
-from .algorithms import COMPOSED, CONV_ALGORITHMS, WINOGRAD, Algorithm, names_of
+from .algorithms import COMPOSED, CONV_ALGORITHMS, GEMM, WINOGRAD, Algorithm, names_of
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
@@ -156,11 +156,18 @@ def _not_of_the_engine(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def _not_of_gemm(x: Tensor) -> str | None:
+    if x.dtype in GEMM.dtypes:
+        return None
+    return f"the matrix product computes in {names_of(GEMM.dtypes)}, got {x.dtype}"
+
+
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
 LIMITS: dict[str, Callable[..., str | None]] = {
     "add_norm_elu": lambda x, labels=None, weight=None, residual=None: _dense(x, residual),
     "avg_pool5": _dense,
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
+    "conv_direct": lambda x: _dense(x) or _not_of_gemm(x),
     "conv3x3": lambda x, *rest: _dense(x) or _not_of_the_engine(x, *rest),
     "langevin_step_": _dense,
     "max_pool5": _dense,
@@ -205,6 +212,14 @@ def select_convolution(
         if reason is not None:
             raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
         return WINOGRAD
+    if conv_algo == GEMM.name or (
+        conv_algo == "auto" and backend is None and chosen == COMPOSED and GEMM.pays(x, dilation)
+    ):
+        reason = transform() or why_not(GEMM.backend, "conv_direct", x.device.type, x)
+        if reason is None:
+            return GEMM
+        if conv_algo == GEMM.name:
+            raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
     # A backend that was asked for by the call: its first algorithm, whether it pays or not.
     return next(
         algorithm

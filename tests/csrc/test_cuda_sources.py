@@ -398,11 +398,12 @@ def test_the_library_holds_what_the_build_says(kernels):
 def test_no_kernel_spills(kernels):
     """Prints the table. What keeps the memory busy by many resident threads has a limit on its registers."""
     limits = {"langevin_step_kernel": 64, "philox_kernel": 64, "norm_apply_kernel": 80}
+    limits |= {"norm_forward_kernel": 80, "add_norm_forward_kernel": 80, "pool_forward_kernel": 80}
     for k in sorted(kernels):
         kind = "16 bytes" if k.vectors else "element"
         print(f"sm_{k.arch:5} {k.stem:28} {kind:9} {k.registers:4} registers, {k.stack} B of stack")
         assert k.stack == 0, k
-        # Blocks of 512 threads; the pool's have 256.
+        # At least two blocks of 256 threads; and three, where nothing but the tile in shared memory sets a limit.
         assert k.registers <= (168 if k.stem.startswith("pool") else 128), k
         if k.vectors and k.stem in limits:
             assert k.registers <= limits[k.stem], k

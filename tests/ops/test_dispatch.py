@@ -226,7 +226,7 @@ def test_info_lists_every_operator_and_backend():
         assert set(facts["why_not"]) == set(dispatch.BACKENDS)
         assert facts["why_not"]["reference"] is None
     rows = info.collect()["conv_algorithms"]
-    assert [row["conv_algo"] for row in rows] == ["winograd", "direct", "direct"]
+    assert [row["conv_algo"] for row in rows] == ["winograd", "direct", "gemm", "direct"]
     assert rows[0]["backend"] == "native" and rows[0]["dtype"] == "float32"
 
 

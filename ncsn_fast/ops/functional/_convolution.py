@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd
-from ..algorithms import COMPOSED, WINOGRAD, Algorithm
+from ..algorithms import COMPOSED, GEMM, WINOGRAD, Algorithm
 from ..autograd import needs_gradient
 from ..checks import FLOATING, check_shape, check_tensor
 from ..packing import packed_of
@@ -53,6 +53,10 @@ def convolve(
         h = F.elu(x) if elu else x
         y = F.conv2d(h, weight, bias, padding=padding, dilation=dilation)
         return y if residual is None else y + residual
+    if algorithm is GEMM:  # as autocast does it
+        weight, bias, residual = (
+            t if t is None else t.to(x.dtype) for t in (weight, bias, residual)
+        )
     x, bias, residual, convert = _channels_last(x, bias, residual)
     if needs_gradient(x, weight, bias, residual):
         y = autograd.DirectConv.apply(x, weight, bias, residual, dilation, elu, algorithm.backend)
