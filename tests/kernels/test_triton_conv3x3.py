@@ -18,7 +18,7 @@ from support.triton_ahead import TARGETS, check, launches_of  # noqa: E402
 from ncsn_fast.kernels import conv3x3, tune, tuned  # noqa: E402
 
 BF16, F16 = torch.bfloat16, torch.float16
-# Batch, channels, size, whether a norm comes first. The first two have both tiles and both kinds, and are for every chip.
+# Batch, channels, size, whether a norm comes first. The first two, of either tile and kind, are for every chip.
 CASES = {
     "128 64x64 bf16": (256, 128, 64, False, BF16),
     "norm 128 32x32 bf16": (1, 128, 32, True, BF16),
