@@ -130,6 +130,9 @@ class ConvTile(NamedTuple):
 
 
 LARGE, SMALL = ConvTile(128, 128, 64, 8, 4), ConvTile(64, 64, 64, 4, 4)
+AFTER_NORM = ConvTile(
+    64, 64, 32, 8, 4
+)  # with 64 channels at a time the norm's numbers spill here or there
 LEAST = 16  # of each side of a product
 MOST_POSITIONS = 2**31  # elements of a sample: offsets within one are of 32 bits
 
@@ -157,7 +160,8 @@ def tile_for(channels: int, outputs: int, spatial: int, dtype: torch.dtype, norm
     measured = tuned.tile(tuned.key(f"{name} to {outputs}", channels, spatial, True, dtype))
     if measured is not None:
         return ConvTile(*measured)
-    tile = SMALL if norm or spatial <= 1024 or outputs <= 64 else LARGE
+    tile = SMALL if spatial <= 1024 or outputs <= 64 else LARGE
+    tile = AFTER_NORM if norm else tile
     fit = [max(LEAST, triton.next_power_of_2(n)) for n in (spatial, outputs, channels)]
     return ConvTile(*map(min, tile[:3], fit), *tile[3:])
 
@@ -204,7 +208,8 @@ def convolve(
             *before, *sizes, height, width, channels, outputs, dilation,
             ELU=elu, SPLITS=triton.next_power_of_2(splits),
             M=tile.positions, N=tile.outputs, K=tile.channels,
-            num_warps=tile.warps, num_stages=tile.stages,
+            # AMD's chips have 64 KiB to hold tiles in.
+            num_warps=tile.warps, num_stages=2 if torch.version.hip else tile.stages,
             enable_fp_fusion=True, sanitize_overflow=False,
         )  # fmt: skip
     return y, parts

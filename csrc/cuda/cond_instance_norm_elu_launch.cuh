@@ -10,15 +10,15 @@
 
 namespace ncsn {
 
-// 80 registers a thread let three blocks share a multiprocessor, as the tiles of 64 KiB do; 64, four.
+// 80 registers a thread let three blocks share a multiprocessor, as the tiles of 64 KiB do; 64, four. Clusters would spill.
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, W > 1 && !kLast && !kCluster ? 4 : 3)
+__global__ void __launch_bounds__(kMaxThreads, kCluster ? 2 : W > 1 && !kLast ? 4 : 3)
     norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster, false>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, W > 1 && !kLast && !kCluster ? 4 : 3)
+__global__ void __launch_bounds__(kMaxThreads, kCluster ? 2 : W > 1 && !kLast ? 4 : 3)
     add_norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster, true>(args, this_thread(shared_memory));
 }

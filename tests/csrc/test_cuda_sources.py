@@ -405,7 +405,9 @@ def test_no_kernel_spills(kernels):
         assert k.stack == 0, k
         # At least two blocks of 256 threads; and three, where nothing but the tile in shared memory sets a limit.
         assert k.registers <= (168 if k.stem.startswith("pool") else 128), k
-        if k.vectors and k.stem in limits:
+        if (
+            k.vectors and k.stem in limits and not re.search(r"Lb[01]ELb1EE", k.name)
+        ):  # of a cluster
             assert k.registers <= limits[k.stem], k
 
 
