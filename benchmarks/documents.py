@@ -158,6 +158,7 @@ def _devices(sources: Sources, wanted: Callable[[Result], bool]) -> list[_Device
 
 
 SUITES = ("model", "train", "sample", "ops")
+ELSEWHERE = "style transfer"  # the group of a network of other people
 NOT_MEASURED = "Not measured yet on any device."
 
 
@@ -176,8 +177,8 @@ def summary(sources: Sources) -> str:
 
 
 SUMMARY_LEGEND = """\
-Images of 32x32, operators of 128 channels. Of eager PyTorch the faster memory layout counts, of `torch.compile` the
-fastest layout and mode. **Bold**: ours is slower; `~`: a noisy figure."""
+Images of 32x32, of a preset of its size, operators of 128 channels. Of eager PyTorch the faster memory layout counts,
+of `torch.compile` the fastest layout and mode. **Bold**: ours is slower; `~`: a noisy figure."""
 
 
 def _cases(wanted: Callable[[Result], bool]) -> Block:
@@ -202,7 +203,8 @@ BLOCKS: dict[str, Block] = {
     "points": points,
     "summary": summary,
     "operators": _cases(lambda r: r.suite == "ops"),
-    "network": _cases(lambda r: r.suite in ("model", "train")),
+    "network": _cases(lambda r: r.suite in ("model", "train") and r.group != ELSEWHERE),
+    "elsewhere": _cases(lambda r: r.group == ELSEWHERE),
     "sampling": _cases(lambda r: r.suite == SAMPLE),
 }
 

@@ -17,9 +17,13 @@ EPS = 1e-5
 
 
 def cond_instance_norm_elu(x: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """PyTorch's instance norm, an embedding lookup, multiply, add, ELU."""
-    gamma, beta = F.embedding(labels, weight).chunk(2, dim=1)
+    """PyTorch's instance norm, an embedding lookup, multiply, add, ELU; InstanceNorm++ for weights ``(K, 3C)``."""
+    gamma, *alpha, beta = F.embedding(labels, weight).chunk(weight.shape[1] // x.shape[1], dim=1)
     h = F.instance_norm(x, eps=EPS)
+    if alpha:
+        mean = x.mean((2, 3))
+        spread = torch.sqrt(mean.var(1, keepdim=True) + EPS)
+        beta = beta + gamma * alpha[0] * (mean - mean.mean(1, keepdim=True)) / spread
     return F.elu(gamma[:, :, None, None] * h + beta[:, :, None, None])
 
 
@@ -54,6 +58,16 @@ def norm_elu_conv3x3(
 def langevin_step(x: Tensor, score: Tensor, step_size: float, noise: Tensor, clip: float) -> Tensor:
     """The update of annealed Langevin dynamics, in place."""
     return x.add_(step_size * score + (2 * step_size) ** 0.5 * noise).clamp_(-clip, clip)
+
+
+def solver_step(
+    x: Tensor, score: Tensor, previous: Tensor, row: Sequence[float], noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The update of a multistep solver, and the memory that it leaves, in place."""
+    a, b, c, d, e = row
+    memory = x + d * score
+    x.copy_(a * x + b * score + e * previous + c * noise)
+    return x, previous.copy_(memory)
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -166,6 +180,9 @@ def network_like(model: nn.Module) -> Network:
     config = model.config
     with torch.device("meta"):
         network = Network(config.in_channels, config.nf, config.num_classes, config.dilations)
+        if config.norm == "instance++":
+            for norm in (m for m in network.modules() if isinstance(m, Norm)):
+                norm.embed = nn.Embedding(config.num_classes, 3 * config.nf)
     network.load_state_dict(model.state_dict(), assign=True)
     network = network.train(model.training)
     # Copies, not the model's own: one is trained without the other.

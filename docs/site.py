@@ -1,4 +1,4 @@
-"""Puts the pages of the site together, in build/site/pages: README.md, docs/, the tables of results, the API.
+"""Puts the pages of the site together, in build/site/pages: README.md, docs/, pages of examples/, results, the API.
 
 Belongs here: where a page of the site comes from. Does not belong here: how it looks (``mkdocs.yml``). Run by
 ``make docs``.
@@ -17,6 +17,7 @@ PAGES = ROOT / "build" / "site" / "pages"
 PUBLIC = (
     "ncsn_fast",
     "ncsn_fast.ops",
+    "ncsn_fast.nn",
     "ncsn_fast.data",
     "ncsn_fast.sampling",
     "ncsn_fast.training",
@@ -41,9 +42,15 @@ def api_page(module: str) -> str:
 def relinked(text: str) -> str:
     """Links of README.md and docs/, which are those of the repository, as links of the site."""
     text = re.sub(r"\]\((?:\.\./)?docs/", "](", text)
+    text = re.sub(r"\]\(\.\./examples/(\w+\.md)", r"](\1", text)
     text = re.sub(r"\]\(\.\./benchmarks/results/", "](results/", text)
     text = re.sub(r"\]\((?:\.\./)?benchmarks/results/", "](results/", text)
     return re.sub(r"\]\((?:\.\./)?(CHANGELOG|CONTRIBUTING|SECURITY)\.md", r"](\1.md", text)
+
+
+def written(names: list[str]) -> list[str]:
+    """The pages among the files of a folder, which become pages of the site; the others are copied."""
+    return [name for name in names if name.endswith(".md")]
 
 
 def main() -> None:
@@ -51,9 +58,11 @@ def main() -> None:
     (PAGES / "results").mkdir(parents=True)
     (PAGES / "api").mkdir()
     shutil.copytree(ROOT / "docs" / "images", PAGES / "images")
-    shutil.copytree(ROOT / "examples", PAGES / "examples")
+    shutil.copytree(ROOT / "examples", PAGES / "examples", ignore=lambda _, names: written(names))
+    shutil.copy(ROOT / "CITATION.cff", PAGES)
     pages = {"index.md": ROOT / "README.md"}
     pages |= {path.name: path for path in (ROOT / "docs").glob("*.md")}
+    pages |= {path.name: path for path in (ROOT / "examples").glob("*.md")}
     pages |= {f"{n}.md": ROOT / f"{n}.md" for n in ("CHANGELOG", "CONTRIBUTING", "SECURITY")}
     for name, path in pages.items():
         (PAGES / name).write_text(relinked(path.read_text(encoding="utf-8")), encoding="utf-8")

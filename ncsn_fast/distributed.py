@@ -29,6 +29,14 @@ def world_size() -> int:
     return int(said) if said.isdecimal() else 1
 
 
+def process_rank() -> int:
+    """The rank of this process, by torch.distributed if it is set up, otherwise by what torchrun says; 0 alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    said = os.environ.get("RANK", "")
+    return int(said) if said.isdecimal() and world_size() > 1 else 0
+
+
 def network_inside(model: nn.Module, network: type[nn.Module]) -> nn.Module:
     """The network to train: ``model`` itself, or what ``torch.compile`` made it of.
 

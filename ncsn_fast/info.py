@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import __version__
+from . import __version__, threads
 from .ops import dispatch, extension
 from .ops.algorithms import COMPOSED, CONV_ALGORITHMS
 
@@ -48,6 +48,15 @@ def _devices() -> list[dict[str, Any]]:
     return devices
 
 
+def _threads(build: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "count": torch.get_num_threads(),
+        "processors": threads.processors(),
+        "quota": threads.cpu_quota(),
+        "kernels_by": build and ("own" if build["threads"] == "own" else "torch"),
+    }
+
+
 def processor() -> str:
     """The CPU's name."""
     try:
@@ -73,6 +82,7 @@ def _operators(device_type: str) -> dict[str, dict[str, Any]]:
 
 def collect() -> dict[str, Any]:
     """The facts as one dictionary that JSON can hold; every backend is really loaded to find out."""
+    build = extension.build_config()
     device_types = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return {
         "ncsn_fast": __version__,
@@ -85,7 +95,8 @@ def collect() -> dict[str, Any]:
         "cuda_of_torch": torch.version.cuda,
         "devices": _devices(),
         "libraries": {name: extension.status(name) for name in ("cpu", "cuda", "triton")},
-        "build": extension.build_config(),
+        "build": build,
+        "threads": _threads(build),
         "policy": dispatch.policy(),
         "environment": {
             name: os.environ[name]
@@ -94,6 +105,7 @@ def collect() -> dict[str, Any]:
                 "NCSN_FAST_SIMD",
                 "NCSN_FAST_DEBUG",
                 "TRITON_INTERPRET",
+                *threads.NAMES,
             )
             if name in os.environ
         },
@@ -123,6 +135,7 @@ def render(info: dict[str, Any]) -> str:
         lines += [
             f"build      {k}: {' '.join(v) if isinstance(v, list) else v}" for k, v in facts.items()
         ]
+    lines.append(f"threads    {_render_threads(info['threads'])}")
     policy = ", ".join(f"{op}={name}" for op, name in info["policy"].items())
     lines.append(f"policy     {policy}")
     lines += [f"env        {k}={v}" for k, v in info["environment"].items()]
@@ -140,6 +153,18 @@ def render(info: dict[str, Any]) -> str:
         lines.append(f"  {facts['conv_algo']:24} {facts['backend']}: {where}")
         lines.append(f"  {'':24}   auto takes it {facts['auto takes it']}")
     return "\n".join(lines)
+
+
+def _render_threads(facts: dict[str, Any]) -> str:
+    words = f"{facts['count']} on {facts['processors']} processors"
+    if facts["quota"] is not None:
+        words += f", of which the control group allows {facts['quota']:g}"
+    how = {
+        "own": "our own, which wait asleep and for none that does not run",
+        "torch": "those of torch (beside other work OMP_WAIT_POLICY=passive is faster)",
+        None: None,
+    }[facts["kernels_by"]]
+    return words if how is None else f"{words}; the C++ kernels run on {how}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -55,7 +55,8 @@ class LearnedWeighting(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, sigma: Tensor) -> Tensor:
-        return self.linear(self.embedding(sigma.to(self.linear.weight.dtype)))[:, 0]
+        with torch.autocast(sigma.device.type, enabled=False):  # a loss is no place for rounding
+            return self.linear(self.embedding(sigma.to(self.linear.weight.dtype)))[:, 0]
 
 
 Weighting = str | LearnedWeighting
@@ -166,7 +167,13 @@ def annealed_score_matching_loss(
 
 
 def sliced_score_matching_loss(
-    score: Callable[[Tensor], Tensor], noisy: Tensor, sigma: Tensor, vectors: Tensor
+    score: Callable[[Tensor], Tensor],
+    noisy: Tensor,
+    sigma: Tensor,
+    vectors: Tensor,
+    *,
+    weighting: str = "sigma2",
+    variance_reduced: bool = True,
 ) -> Tensor:
     r"""Sliced score matching of noisy data: the trace of the score's Jacobian along random directions.
 
@@ -174,23 +181,28 @@ def sliced_score_matching_loss(
               v_{pn}^T\, \nabla_x s(\tilde x_n)\, v_{pn} + \tfrac{1}{2} \| s(\tilde x_n) \|^2 \Big)
 
     As the 2019 program computes it, with :math:`v \sim N(0, I)`; the score is computed once for all directions. Needs
-    second derivatives of the score.
+    second derivatives of the score. This is the form of less variance; the plain one has
+    :math:`\tfrac{1}{2} (v_{pn}^T s)^2` in place of the norm, which has the same mean over directions. The factor 1/2 is
+    that of score matching itself: but for a constant it is half of :func:`denoising_score_matching_loss`.
 
     Args:
         score: of a batch, in its shape; differentiable, without noise of its own.
         noisy: data at their noise levels, ``(N, ...)``, see :func:`perturb`.
         sigma: standard deviations, ``(N,)`` or ``(1,)``.
         vectors: directions, ``(P, N, ...)``.
+        weighting: :math:`\lambda(\sigma)`, ``"sigma2"`` as above, or ``"one"``.
+        variance_reduced: which form.
 
     Returns:
-        0-d tensor, of the score's dtype, differentiable.
+        0-d tensor, float32 (float64 if the score is), differentiable.
 
     Raises:
-        ValueError: vectors of another shape.
+        ValueError: vectors of another shape; an unknown weighting.
 
     Reference: Song et al., 2019, `arXiv:1905.07088 <https://arxiv.org/abs/1905.07088>`_; Song & Ermon, 2019,
     `arXiv:1907.05600 <https://arxiv.org/abs/1907.05600>`_, equation (3).
     """
+    one_of("weighting", weighting, WEIGHTINGS)
     if vectors.shape[1:] != noisy.shape or not len(vectors):
         raise ValueError(
             f"vectors must have shape (P, {', '.join(map(str, noisy.shape))}), got {tuple(vectors.shape)}"
@@ -198,11 +210,15 @@ def sliced_score_matching_loss(
     with torch.enable_grad():
         noisy = noisy.detach().requires_grad_()
         s = score(noisy)
-        each = 0.5 * s.square().flatten(1).sum(1)
+        s = s.to(torch.promote_types(s.dtype, torch.float32))
+        each = 0.5 * s.square().flatten(1).sum(1) if variance_reduced else 0.0
         for v in vectors:
             (slope,) = torch.autograd.grad(s, noisy, v, create_graph=True)
-            each = each + (slope * v).flatten(1).sum(1) / len(vectors)
-        return (each * sigma.square()).mean()
+            along = (slope * v).flatten(1).sum(1)
+            if not variance_reduced:
+                along = along + 0.5 * (s * v).flatten(1).sum(1).square()
+            each = each + along / len(vectors)
+        return (each * sigma.square() if weighting == "sigma2" else each).mean()
 
 
 def loss_of_zero_score(dim: int, sigmas: Tensor, weighting: Weighting = "sigma2") -> float:
@@ -226,6 +242,7 @@ def score_matching_loss(
     sigma: Tensor,
     *,
     seed: int,
+    sample_offset: int = 0,
     weighting: Weighting = "sigma2",
 ) -> Tensor:
     """Perturb a batch with noise of the stream, ask for the score there, and compare.
@@ -235,13 +252,20 @@ def score_matching_loss(
         x: data, ``(N, ...)``, floating point.
         sigma: standard deviations, ``(N,)``.
         seed: of the noise, ``0 <= seed < 2**64``.
+        sample_offset: number of the first sample, for a part of a larger batch.
         weighting: see :func:`denoising_score_matching_loss`.
 
     Returns:
         0-d tensor, as of :func:`denoising_score_matching_loss`.
     """
-    noise = ops.philox_normal(x.shape, seed=seed, stream=STREAM_TRAINING, device=x.device)
+    noise = perturbation_noise(x, seed, sample_offset)
     return denoising_score_matching_loss(score(perturb(x, sigma, noise)), sigma, noise, weighting)
+
+
+def perturbation_noise(x: Tensor, seed: int, sample_offset: int = 0) -> Tensor:
+    """The noise of :func:`score_matching_loss`, float32, in the shape of the data ``(N, ...)``."""
+    place = {"seed": seed, "sample_offset": sample_offset, "device": x.device}
+    return ops.philox_normal(x.shape, stream=STREAM_TRAINING, **place)
 
 
 def _per_sample(sigma: Tensor, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import positive_int, positive_number
+from .data import ImageDataset
 from .data.ranges import byte_hint
 
 MOST_COMPARED = 10_000  # samples, each with each, for the largest distance
@@ -91,20 +92,23 @@ def estimate_sigma_begin(data: Tensor, *, block: int = 1024) -> float:
     return distance
 
 
-def suggest_sigma_begin(data: Tensor) -> float:
+def suggest_sigma_begin(
+    data: Tensor | ImageDataset, device: torch.device | str | None = None
+) -> float:
     """The largest noise level that the commands ``train`` and ``schedule`` take for data: technique 1, to three digits.
 
     :func:`estimate_sigma_begin` of all the samples, or of 10,000 evenly spaced ones if there are more: with all pairs
     of a million images it would take longer than a training.
 
     Args:
-        data: ``(N, ...)``, N >= 2, floating point, on any device.
+        data: a data set, or ``(N, ...)``, N >= 2, floating point, on any device.
+        device: where distances are taken; ``None``: where the data are.
 
     Raises:
         ValueError: as of :func:`estimate_sigma_begin`.
     """
     some = data[:: max(1, math.ceil(len(data) / MOST_COMPARED))]
-    return float(f"{estimate_sigma_begin(some):.3g}")
+    return float(f"{estimate_sigma_begin(some.to(device or some.device)):.3g}")
 
 
 def suggest_num_scales(dim: int, sigma_begin: float, sigma_end: float, c: float = 0.5) -> int:

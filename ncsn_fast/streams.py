@@ -24,6 +24,7 @@ stream sample         step          use
 8      of the batch   of training   whether an image of a batch is mirrored
 9      of the batch   of training   dequantisation of an image of a batch
 10     of the row     0, 1, ...     second noise at a step of an interpolation, towards which the first is rotated
+11     of the batch   of the probe  directions of sliced score matching (training puts its step into the seed)
 ====== ============== ============= ==========================================================================
 """
 
@@ -41,6 +42,7 @@ STREAM_PLOTS = 7
 STREAM_FLIPS = 8
 STREAM_DEQUANTISATION = 9
 STREAM_ROTATION = 10
+STREAM_SLICES = 11
 
 # Two uses of STREAM_LANGEVIN, told apart by the step.
 KNOWN_NOISE_STEPS = 2**31

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -14,21 +15,27 @@ from types import ModuleType
 import pytest
 import torch
 
-from ncsn_fast import ScoreMLP, cli
+from ncsn_fast import NCSNv2, ScoreCNN, ScoreMLP, ScoreModel, cli, save_official, training
 from ncsn_fast.models import registry
 from ncsn_fast.sampling import samplers
+from ncsn_fast.schedules import make_sigmas
+from ncsn_fast.training import TrainingSettings, config
 from ncsn_fast.training.checkpoints import load_model
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run(page, monkeypatch):
+def blocks_of(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.S)
+
+
+def run(page, monkeypatch, **names):
     """Run the page's blocks of Python one after the other, as a module; what they defined."""
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.S)
-    assert blocks
+    assert blocks_of(page)
     module = ModuleType(page.removesuffix(".md"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for block in blocks:
+    vars(module).update(names)
+    for block in blocks_of(page):
         exec(compile(block, page, "exec"), module.__dict__)
     return vars(module)
 
@@ -77,6 +84,10 @@ def test_links_between_pages_hold_on_the_site():
         relinked("[c](../CHANGELOG.md) [d](sampling.md#e)")
         == "[c](CHANGELOG.md) [d](sampling.md#e)"
     )
+    assert (
+        relinked("[e](../examples/a_b.md) ![f](../docs/images/g.png)")
+        == "[e](a_b.md) ![f](images/g.png)"
+    )
 
 
 def test_adding_a_network(monkeypatch):
@@ -110,3 +121,59 @@ def test_adding_a_sampler(monkeypatch):
         model.sample(1, sampler="ald", temperature=2.0, **run_of)
     assert "tempered" in samplers.markdown_table() and "tempered" in samplers.sampler_help()
     assert "tempered" in samplers.option_help("temperature")
+
+
+# --- every other page -----------------------------------------------------------------------------
+
+# Pages whose blocks other tests run, or another file.
+ELSEWHERE = ("adding_a_network.md", "adding_a_sampler.md", "adding_an_operator.md")
+PAGES = [
+    path.name
+    for path in sorted(DOCS.glob("*.md"))
+    if path.name not in ELSEWHERE and blocks_of(path.name)
+]
+ORACLES = Path(__file__).parent / "oracles" / "official"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The pages' runs in seconds: few samples, small images, few steps; torch.compile without its code generator."""
+    sample, merge, compiled = ScoreModel.sample, config.merge_config, ScoreModel.compile
+
+    def few(model, n_samples, image_size=None, **options):
+        if options.get("n_steps_each"):
+            options["n_steps_each"] = 1
+        size = (8,) if image_size else ()
+        return sample(model, min(n_samples, 2), *size, **{**options, "verbose": False})
+
+    def short(**values):
+        return merge(**values, iterations=2, nf=4, batch_size=4, num_classes=2)
+
+    monkeypatch.setattr(ScoreModel, "sample", few)
+    monkeypatch.setattr(ScoreModel, "compile", lambda model: compiled(model, backend="eager"))
+    monkeypatch.setattr(config, "merge_config", short)
+    monkeypatch.setattr(training, "train", functools.partial(training.train, overwrite=True))
+
+
+def checkpoint_of_cifar10(folder):
+    """As the authors' program writes it, of a narrow network with the published noise levels."""
+    levels = dict(sigma_begin=50.0, sigma_end=0.01, num_classes=232)
+    network = NCSNv2(in_channels=3, nf=4, sigmas=make_sigmas(*levels.values()))
+    save_official(network, folder / "checkpoint_300000.pth")
+    settings = (ORACLES / "checkpoint_ncsnv2.yml").read_text()
+    for name, value in levels.items():
+        settings = re.sub(rf"\b{name}: .*", f"{name}: {value}", settings)
+    (folder / "cifar10.yml").write_text(settings)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # of autocast
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_run(page, quick, monkeypatch, tmp_path):
+    """With what the page speaks of: a network, images, some held out of them, settings, a checkpoint of the authors."""
+    checkpoint_of_cifar10(tmp_path)
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    model = ScoreCNN(in_channels=1, nf=8, sigmas=(1.0, 0.1), image_size=8)
+    names = {"torch": torch, "model": model, "images": images, "held_out": images[:4]}
+    names["settings"] = TrainingSettings(iterations=2, batch_size=4)
+    ran = run(page, monkeypatch, **names)
+    assert set(ran) > set(names)

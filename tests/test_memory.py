@@ -79,6 +79,7 @@ X = torch.randn(2, 16, 8, 8).contiguous(memory_format=torch.channels_last)
 LABELS, TABLE = torch.tensor([0, 1]), torch.randn(2, 32)
 WEIGHT, BIAS = torch.randn(16, 16, 3, 3), torch.randn(16)
 SEED = {"seed": 1}
+ROW = torch.tensor([[1.0, 0.1, 0.2, 0.0, 0.0]])  # of the solvers
 
 OPERATORS = {
     "cond_instance_norm_elu": lambda x: ops.cond_instance_norm_elu(x, LABELS, TABLE),
@@ -117,11 +118,12 @@ def test_an_operator_forward_and_backward_keeps_nothing(name):
     "call",
     [
         lambda: ops.langevin_step_(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), 0.1, **SEED),
+        lambda: ops.solver_step_(torch.zeros(2, 3, 8), torch.zeros(2, 3, 8), ROW, 0, **SEED),
         lambda: ops.philox_normal((2, 40), **SEED),
         lambda: ops.philox_uniform((2, 40), **SEED),
         lambda: ops.philox_bits((2, 40), **SEED),
     ],
-    ids=["langevin_step_", "philox_normal", "philox_uniform", "philox_bits"],
+    ids=["langevin_step_", "solver_step_", "philox_normal", "philox_uniform", "philox_bits"],
 )
 def test_noise_keeps_nothing(call):
     assert growth(call, 200) < 16

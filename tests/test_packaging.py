@@ -14,8 +14,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import ncsn_fast
+from ncsn_fast.models.shipped import shipped_names
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -61,7 +63,8 @@ def empty_environment(tmp_path_factory) -> Path:
     python = folder / "bin" / "python"
     site = run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], folder)
     # A path in a .pth file is searched, but the .pth files in it (the editable install) are not read.
-    (Path(site.stdout.strip()) / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    folders = {sysconfig.get_paths()["purelib"], str(Path(torch.__file__).parents[1])}
+    (Path(site.stdout.strip()) / "dependencies.pth").write_text("\n".join(folders))
     return python
 
 
@@ -86,6 +89,9 @@ loss.backward()
 from ncsn_fast.training.config import merge_config
 from ncsn_fast.training.presets import preset_names
 assert preset_names() and all(merge_config(preset=name, data="x") for name in preset_names())
+from ncsn_fast.models.shipped import shipped_names
+assert {"digits", "fashion-mnist"} <= {*shipped_names()}
+model = ncsn_fast.NCSN.from_pretrained("digits")
 print(model.sample(2, 8, 1, 2, 1e-3, verbose=False).shape)
 """
 
@@ -112,14 +118,33 @@ def test_sdist_holds_the_sources(sdist):
 def test_wheel_with_kernels(sdist, empty_environment, tmp_path):
     wheel = build_wheel(sdist, tmp_path, "cpu")
     names = zipfile.ZipFile(wheel).namelist()
-    assert any(n.startswith("ncsn_fast/_C.") for n in names)
+    # For every Python from 3.10 on, as it uses no more of Python than that promises to keep.
+    assert re.search(r"-cp310-abi3-[a-z]+\w*\.whl$", wheel.name), wheel.name
+    assert [n for n in names if n.endswith(".so")] == ["ncsn_fast/_C.abi3.so"]
     assert "ncsn_fast/kernels/langevin_step.py" in names
+    assert "ncsn_fast/presets/digits.toml" in names and "ncsn_fast/py.typed" in names
+    assert not any("/results/" in name for name in names)
     assert "ncsn_fast/benchmarks/cases/langevin_step.py" in names
+    for network in shipped_names():
+        assert f"ncsn_fast/shipped/{network}/model.safetensors" in names
     assert {n.split("/")[0] for n in names} == {
         "ncsn_fast",
         f"ncsn_fast-{ncsn_fast.__version__}.dist-info",
     }
     install_and_smoke(empty_environment, wheel, tmp_path, "cpu")
+
+
+def test_what_another_build_left_is_gone(sdist):
+    """It would be loaded in the place of the new, or packed into a wheel."""
+    left = [sdist / "ncsn_fast" / f"{n}.cpython-310-x86_64-linux-gnu.so" for n in ("_C", "_C_cuda")]
+    other = sdist / "ncsn_fast" / "_Cython.py"
+    for file in (*left, other):
+        file.touch()
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    done = run(command, sdist, NCSN_FAST_BUILD="none")
+    assert done.returncode == 0, done.stderr
+    assert not any(file.exists() for file in left) and other.exists()
+    other.unlink()
 
 
 def test_pure_wheel(sdist, empty_environment, tmp_path):
@@ -162,6 +187,15 @@ def test_setup_without_torch_says_how_to_build_the_kernels():
     assert result.returncode == 0
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ncsn_fast:")]
     assert "pip install --no-build-isolation ." in line
+
+
+def test_setup_refuses_a_free_threaded_python():
+    code = f"import sysconfig; sysconfig.get_config_var = {{'Py_GIL_DISABLED': 1}}.get\n{SETUP}"
+    refused = run([sys.executable, "-c", code], ROOT, NCSN_FAST_BUILD="cpu")
+    assert refused.returncode != 0 and "free-threaded Python" in refused.stderr
+    without = run([sys.executable, "-c", code], ROOT, NCSN_FAST_BUILD="auto")
+    assert without.returncode == 0
+    assert "without C++ and CUDA kernels: the kernels do not build for a free" in without.stderr
 
 
 PLAN = """

@@ -15,7 +15,19 @@ from ncsn_fast.ops import dispatch, schema
 ROOT = Path(__file__).parent.parent
 # Of a checkout; a source distribution has no pictures.
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/performance.md", "docs/examples.md"))
+DOCUMENTS = tuple(
+    ROOT / name
+    for name in (
+        "README.md",
+        "docs/getting_started.md",
+        "docs/performance.md",
+        "docs/examples.md",
+        "docs/operators.md",
+    )
+)
+ALL = "\n".join(
+    path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+)
 
 
 @pytest.mark.slow
@@ -30,7 +42,7 @@ def test_python_blocks_run(tmp_path):
     assert (tmp_path / "my_ncsn" / "model.safetensors").is_file()
 
 
-def test_commands_have_the_options_that_are_shown():
+def test_the_pages_show_every_command_and_options_that_are_there():
     typer = pytest.importorskip("typer")
     from ncsn_fast import cli
     from ncsn_fast.benchmarks.command import bench_command
@@ -39,7 +51,7 @@ def test_commands_have_the_options_that_are_shown():
     bench.command()(bench_command)
     commands = {**typer.main.get_command(cli._build_app()).commands}
     commands["bench"] = typer.main.get_command(bench)
-    shown = re.findall(r"(?:^|`)ncsn-fast ([a-z]+)([^#`\n]*)", README, flags=re.M)
+    shown = re.findall(r"(?:^|`|-m )ncsn[-_]fast ([a-z]+)([^#`\n]*)", ALL, flags=re.M)
     assert {name for name, _ in shown} == set(commands)
     for name, rest in shown:
         options = {option for parameter in commands[name].params for option in parameter.opts}
@@ -54,10 +66,13 @@ def test_links_lead_to_files():
                 assert (document.parent / link).exists(), (document.name, link)
 
 
-def test_the_table_of_pages_names_all():
+def test_it_links_to_every_page():
     pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
-    table = README.split("| page |")[1].split("\n\n")[0]
-    assert set(re.findall(r"\[(docs/[^\]]+)\]", table)) == pages
+    assert set(re.findall(r"\]\((docs/[^)#]+\.md)", README)) == pages
+
+
+def test_it_is_one_screen():
+    assert len(README.splitlines()) <= 55
 
 
 def test_figures_come_from_the_results():
@@ -71,14 +86,15 @@ def test_pictures_and_make_targets_exist():
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", document.read_text()):
             assert (document.parent / picture).is_file()
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"(?:^|`)(?:PYTHON=\S+ )?make ([a-z-]+)", README, flags=re.M))
-    assert {"demo", "test", "bench", "gpu-check"} <= targets
+    targets = set(re.findall(r"(?:^|`)(?:PYTHON=\S+ )?make ([a-z-]+)", ALL, flags=re.M))
+    assert {"demo", "test", "bench", "docs", "gpu-check", "wheels"} <= targets
     for target in targets:
         assert f"\n{target}:" in makefile
 
 
 def test_the_backends_table_names_every_backend():
-    table = README.split("## Backends")[1].split("\n## ")[0]
+    page = (ROOT / "docs" / "installing.md").read_text()
+    table = page.split("## Backends")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == set(dispatch.BACKENDS)
 
 

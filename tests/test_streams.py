@@ -52,7 +52,7 @@ def test_what_callers_draw_has_not_moved():
         == 3
     )
     numbers = [value for name, value in vars(streams).items() if name.startswith("STREAM_")]
-    assert sorted(set(numbers)) == list(range(11)) and len(numbers) == 12  # two names of 3
+    assert sorted(set(numbers)) == list(range(12)) and len(numbers) == 13  # two names of 3
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncsn_fast import ops
 from ncsn_fast.models.ncsn import NCSN
@@ -55,7 +56,15 @@ class Noise:
 
 
 class Loop:
-    """Sampling of a size, in plain PyTorch and by ours."""
+    """Sampling of a size, in plain PyTorch and by ours.
+
+    Attributes:
+        plain: the module with ``network_like`` and ``sample`` in plain PyTorch.
+        step_lr: step size at the last level.
+    """
+
+    plain: Any = plain_torch
+    step_lr = STEP_LR
 
     def __init__(self, n: int, nf: int, size: int, levels: int, steps: int) -> None:
         self.n, self.nf, self.size, self.levels, self.steps = n, nf, size, levels, steps
@@ -65,7 +74,7 @@ class Loop:
     def setting(self) -> str:
         return f"nf={self.nf} levels={self.levels} steps={self.steps}"
 
-    def model(self) -> NCSN:
+    def model(self) -> nn.Module:
         torch.manual_seed(0)
         model = NCSN(in_channels=CHANNELS, nf=self.nf, num_classes=self.levels)
         model.set_sigmas(NCSN.make_sigmas(SIGMA_BEGIN, SIGMA_END, self.levels))
@@ -75,28 +84,28 @@ class Loop:
         return images(self.n, self.size)[0]
 
     def expected(self, dtype: torch.dtype, device: torch.device = CPU) -> Outputs:
-        network = plain_torch.network_like(self.model()).to(dtype).to(device, torch.float64)
+        network = self.plain.network_like(self.model()).to(dtype).to(device, torch.float64)
         start = self.start().to(device, torch.float64)
         sigmas = self.model().sigmas.to(device, torch.float64)
         noise = Noise(torch.float64)
         steps = self.checked_steps
-        return (plain_torch.sample(network, start, sigmas, steps, STEP_LR, noise),)
+        return (self.plain.sample(network, start, sigmas, steps, self.step_lr, noise),)
 
     def peers(self, settings: Settings, dtype: torch.dtype, *, compiled: bool) -> Iterator[Peer]:
         for layout in LAYOUTS:
-            yield Peer("eager", layout, partial(self.plain, settings.device, dtype, layout, None))
+            yield Peer("eager", layout, partial(self.eager, settings.device, dtype, layout, None))
             yield Peer(OURS, layout, partial(self.ours, settings.device, dtype, layout))
         modes = modes_for(settings, network=True) if compiled else ()
         for mode in modes:
             name = "compile" if mode == "default" else f"compile {mode}"
-            prepare = partial(self.plain, settings.device, dtype, "channels_last", mode)
+            prepare = partial(self.eager, settings.device, dtype, "channels_last", mode)
             yield Peer(name, "channels_last", prepare)
 
-    def plain(
+    def eager(
         self, device: torch.device, dtype: torch.dtype, layout: str, mode: str | None
     ) -> Prepared:
         """The loop in plain PyTorch around the network, which runs eagerly or under torch.compile."""
-        network = plain_torch.network_like(self.model())
+        network = self.plain.network_like(self.model())
         network = network.to(device, dtype, memory_format=LAYOUTS[layout]).requires_grad_(False)
         (start,) = placed((self.start(),), device, torch.float32, layout)
         check_layout([start, *network.parameters()], layout)
@@ -111,7 +120,7 @@ class Loop:
         def loop(
             steps: int = self.steps, noise_like: Callable[[Tensor], Tensor] = torch.randn_like
         ) -> Tensor:
-            return plain_torch.sample(score, start, sigmas, steps, STEP_LR, noise_like)
+            return self.plain.sample(score, start, sigmas, steps, self.step_lr, noise_like)
 
         if compiled is None:
             backend = check_eager(loop)
@@ -127,7 +136,7 @@ class Loop:
         )
 
     def ours(self, device: torch.device, dtype: torch.dtype, layout: str) -> Prepared:
-        """``NCSN.sample``."""
+        """``sample`` of the network."""
         model = self.model().to(device, dtype, memory_format=LAYOUTS[layout])
         (start,) = placed((self.start(),), device, torch.float32, layout)
         check_layout([start, *model.parameters()], layout)
@@ -137,7 +146,7 @@ class Loop:
                 self.n,
                 self.size,
                 n_steps_each=steps,
-                step_lr=STEP_LR,
+                step_lr=self.step_lr,
                 init=start,
                 seed=SEED,
                 verbose=False,

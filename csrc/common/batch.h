@@ -98,4 +98,36 @@ inline LangevinBatch langevin_batch(const torch::stable::Tensor& x,
   return batch;
 }
 
+// Of solver_step_.
+struct SolverBatch {
+  Geometry geometry;
+  Operand x, score;
+  std::optional<Operand> previous;  // in the layout of x
+  const float* table;
+  int64_t rows;
+};
+
+inline SolverBatch solver_batch(const torch::stable::Tensor& x, const torch::stable::Tensor& score,
+                                const std::optional<torch::stable::Tensor>& previous,
+                                const torch::stable::Tensor& table) {
+  using torch::headeronly::ScalarType;
+  const LangevinBatch batch = langevin_batch(x, score, std::nullopt);
+  STD_TORCH_CHECK(table.scalar_type() == ScalarType::Float && table.dim() == 2 &&
+                      table.size(0) >= 1 && table.size(1) == 5 && is_contiguous(table),
+                  "table must be float32, (K, 5) and contiguous");
+  STD_TORCH_CHECK(table.device() == x.device(), "table must be on the device of x");
+  SolverBatch result = {batch.geometry, batch.x, batch.score, std::nullopt,
+                        table.const_data_ptr<float>(), table.size(0)};
+  if (previous) {
+    check_like(*previous, x, "previous");
+    STD_TORCH_CHECK(previous->scalar_type() == ScalarType::Float, "previous must be float32");
+    for (int64_t i = 0; i < x.dim(); ++i) {
+      STD_TORCH_CHECK(x.size(i) == 1 || x.stride(i) == previous->stride(i),
+                      "previous must have the strides of x");
+    }
+    result.previous = Operand{previous->data_ptr(), ScalarType::Float, batch.x.strides};
+  }
+  return result;
+}
+
 }  // namespace ncsn

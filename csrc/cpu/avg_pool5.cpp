@@ -14,9 +14,10 @@
 #include <cstdint>
 #include <memory>
 
-#include "common/batch.h"
+#include "common/avg_pool5.h"
 #include "cpu/half.h"
 #include "cpu/multiversion.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 namespace {
@@ -150,16 +151,14 @@ void pool(const Tensor& x, const Tensor& y) {
   auto* const to = static_cast<T*>(y.data_ptr());
   const int64_t sums = kWindow * tasks.block_elements();
   const int64_t wide = Pool<T>::kNarrow ? tasks.pixels * tasks.lanes : 0;
-  torch::stable::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t begin, int64_t end) {
+  parallel_for(tasks.count(), tasks.grain(), [&](int64_t begin, int64_t end) {
     const std::unique_ptr<A[]> memory(new A[static_cast<size_t>(sums + wide)]);
     run_simd(Pool<T>{from, to, tasks, begin, end, memory.get(), memory.get() + sums});
   });
 }
 
 Tensor avg_pool5(Tensor x) {
-  check_like(x, x, "x");
-  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 axes, got ", x.dim());
-  STD_TORCH_CHECK(is_contiguous(x) || is_channels_last(x), "x must be contiguous or channels_last");
+  check_mean_pool(x);
   Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
   for_dtype(x.scalar_type(), [&](auto type) { pool<typename decltype(type)::type>(x, y); });

@@ -3,7 +3,6 @@
 #include "common/langevin_step.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -12,17 +11,15 @@
 
 #include "common/batch.h"
 #include "common/dtype.h"
-#include "cpu/noise.h"
+#include "cpu/element_blocks.h"
 #include "cpu/multiversion.h"
+#include "cpu/noise.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 namespace {
 
 using torch::stable::Tensor;
-
-constexpr int64_t kBlockGroups = 128;  // 512 elements: 6 KiB of state, score and noise
-constexpr int64_t kBlock = 4 * kBlockGroups;
-constexpr int64_t kBlocksPerTask = 8;  // some tens of microseconds of work, far above what a thread costs to wake
 
 struct Settings {
   float step_size, noise_scale, clip;
@@ -44,44 +41,6 @@ struct Update {
   }
 };
 
-// Calls run(offset of the first element, stride, number, place in the block) for each run of elements first .. last - 1 of a
-// sample that lie in one channel.
-template <typename Run>
-void for_each_run(const Geometry& geometry, const Strides& strides, int64_t sample, int64_t first,
-                  int64_t last, const Run& run) {
-  for (int64_t e = first; e < last;) {
-    const Place place = place_of(geometry, e);
-    const int64_t n = std::min(last - e, geometry.spatial - place.position);
-    run(offset_of(strides, sample, place), strides.spatial, n, e - first);
-    e += n;
-  }
-}
-
-template <typename T>
-void gather(const Operand& from, const Geometry& geometry, int64_t sample, int64_t first,
-            int64_t last, float* to) {
-  const T* data = static_cast<const T*>(from.data);
-  for_each_run(geometry, from.strides, sample, first, last,
-               [&](int64_t offset, int64_t stride, int64_t n, int64_t at) {
-                 for (int64_t i = 0; i < n; ++i) {
-                   to[at + i] = static_cast<float>(data[offset + i * stride]);
-                 }
-               });
-}
-
-// A block of a score or of explicit noise as consecutive float32 numbers: in place if they are that already, else in `buffer`.
-const float* load(const Operand& from, const Geometry& geometry, int64_t sample, int64_t first,
-                  int64_t last, float* buffer) {
-  using torch::headeronly::ScalarType;
-  if (from.dtype == ScalarType::Float && from.strides.spatial == 1 && geometry.channels == 1) {
-    return static_cast<const float*>(from.data) + offset_of(from.strides, sample, {0, first});
-  }
-  for_dtype(from.dtype, [&](auto type) {
-    gather<typename decltype(type)::type>(from, geometry, sample, first, last, buffer);
-  });
-  return buffer;
-}
-
 void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double step_size,
                     std::optional<Tensor> step_size_tensor, int64_t seed, int64_t step,
                     std::optional<Tensor> step_tensor, int64_t sample_offset,
@@ -98,8 +57,8 @@ void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double 
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
 
   const int64_t blocks = (geometry.elements() + kBlock - 1) / kBlock;  // of a sample
-  torch::stable::parallel_for(
-      0, geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(
+      geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
         alignas(64) float noise_buffer[kBlock], score_buffer[kBlock], x_buffer[kBlock];
         for (int64_t i = begin; i < end; ++i) {
           const int64_t sample = i / blocks, first = (i % blocks) * kBlock;
@@ -121,12 +80,7 @@ void langevin_step_(Tensor x, Tensor score, std::optional<Tensor> noise, double 
             continue;
           }
           run_simd(Update{x_buffer, s, z, last - first, settings});
-          for_each_run(geometry, batch.x.strides, sample, first, last,
-                       [&](int64_t offset, int64_t stride, int64_t n, int64_t at) {
-                         for (int64_t j = 0; j < n; ++j) {
-                           data[offset + j * stride] = x_buffer[at + j];
-                         }
-                       });
+          store(x_buffer, batch.x, geometry, sample, first, last);
         }
       });
 }

@@ -3,13 +3,13 @@
 #include "common/philox.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 
 #include "common/batch.h"
 #include "cpu/noise.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 namespace {
@@ -34,23 +34,22 @@ void philox_(torch::stable::Tensor out, int64_t seed, int64_t step, int64_t samp
   const PhiloxKey key = philox_key(static_cast<uint64_t>(seed));
 
   const int64_t blocks = (geometry.elements() + kBlock - 1) / kBlock;  // of a sample
-  torch::stable::parallel_for(
-      0, geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
-        alignas(64) float buffer[kBlock];
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t sample = i / blocks, first = (i % blocks) * kBlock;
-          const int64_t n = std::min(kBlock, geometry.elements() - first);
-          const PhiloxCounter counter = {static_cast<uint32_t>(first / 4),
-                                         static_cast<uint32_t>(sample_offset + sample),
-                                         static_cast<uint32_t>(step),
-                                         static_cast<uint32_t>(stream)};
-          fill_noise(noise, key, counter, (n + 3) / 4, buffer);
-          Place place = place_of(geometry, first);
-          for (int64_t j = 0; j < n; ++j, place = next_place(geometry, place)) {
-            std::memcpy(data + offset_of(to.strides, sample, place), buffer + j, sizeof(float));
-          }
-        }
-      });
+  parallel_for(geometry.samples * blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
+    alignas(64) float buffer[kBlock];
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t sample = i / blocks, first = (i % blocks) * kBlock;
+      const int64_t n = std::min(kBlock, geometry.elements() - first);
+      const PhiloxCounter counter = {static_cast<uint32_t>(first / 4),
+                                     static_cast<uint32_t>(sample_offset + sample),
+                                     static_cast<uint32_t>(step),
+                                     static_cast<uint32_t>(stream)};
+      fill_noise(noise, key, counter, (n + 3) / 4, buffer);
+      Place place = place_of(geometry, first);
+      for (int64_t j = 0; j < n; ++j, place = next_place(geometry, place)) {
+        std::memcpy(data + offset_of(to.strides, sample, place), buffer + j, sizeof(float));
+      }
+    }
+  });
 }
 
 }  // namespace

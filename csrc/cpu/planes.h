@@ -14,8 +14,6 @@
 
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
@@ -23,6 +21,7 @@
 #include "common/geometry.h"
 #include "cpu/half.h"
 #include "cpu/multiversion.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 
@@ -105,7 +104,7 @@ inline Planes cut_planes(const Geometry& g, bool channels_last) {
 // body(begin, end) for ranges that make up 0 .. n - 1, in parallel, if an item costs as much as `elements` elements.
 template <typename Body>
 void parallel_ranges(int64_t n, int64_t elements, const Body& body) {
-  torch::stable::parallel_for(0, n, std::max<int64_t>(1, kGrain / elements), body);
+  parallel_for(n, std::max<int64_t>(1, kGrain / elements), body);
 }
 
 template <typename Body>

@@ -3,27 +3,15 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <type_traits>
-
-#include "common/batch.h"
 #include "common/max_pool5.h"
-#include "cuda/launch.h"
 #include "cuda/max_pool5.cuh"
+#include "cuda/pool5_launch.cuh"
 
 namespace ncsn {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// What thread `thread` does, for all threads; more of them than a launch can have go round again.
-template <typename Args, void (*body)(const Args&, int64_t)>
-__device__ __forceinline__ void each_thread(const Args& args) {
-  const int64_t all = args.tiling.threads(), step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += step) {
-    body(args, i);
-  }
-}
 
 template <typename T, int W, bool kAlong>
 __global__ void __launch_bounds__(kPoolThreads)
@@ -41,34 +29,6 @@ template <typename T, int W, bool kAlong>
 __global__ void __launch_bounds__(kPoolThreads)
     pool_gather_kernel(const __grid_constant__ PoolBackwardArgs<T> args) {
   each_thread<PoolBackwardArgs<T>, pool_gather_thread<T, W, kAlong>>(args);
-}
-
-// Calls f(width, along) with what a tiling says as constants.
-template <typename T, typename F>
-void for_tiling(const PoolTiling& t, const F& f) {
-  if constexpr (!std::is_same_v<T, double>) {
-    constexpr std::integral_constant<int, kWide<T>> wide = {};
-    if (t.along) return f(wide, std::true_type());
-    if (t.width > 1) return f(wide, std::false_type());
-  }
-  f(std::integral_constant<int, 1>(), std::false_type());
-}
-
-LaunchShape shape_of(const PoolTiling& t) {
-  const int64_t blocks = (t.threads() + t.block - 1) / t.block;
-  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-  return {blocks_of(blocks < kMost ? blocks : kMost, 1), dim3(static_cast<unsigned>(t.block))};
-}
-
-bool is_aligned(const Tensor& t) {
-  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
-}
-
-template <typename T>
-PoolTiling tiling_of(const Tensor& x, bool aligned) {
-  const int multiprocessors = device_attribute<cudaDevAttrMultiProcessorCount>(x.get_device_index());
-  return tile_pool<T>(x.size(0), x.size(1), x.size(2), x.size(3), is_contiguous(x), aligned,
-                      multiprocessors);
 }
 
 Tensor max_pool5(Tensor x, int64_t padding) {

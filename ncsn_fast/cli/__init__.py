@@ -24,6 +24,7 @@ from .report import report_command
 from .sample import sample_command
 from .schedule import schedule_command
 from .train import train_command
+from .tune import tune_command
 
 try:
     import typer
@@ -74,6 +75,7 @@ def _build_app() -> typer.Typer:
     for command in (
         train_command,
         sample_command,
+        tune_command,
         evaluate_command,
         report_command,
         schedule_command,

@@ -18,7 +18,7 @@ from ..files import CheckpointError
 from ..ops.dispatch import BackendError
 from ..sampling import ScoreError
 from ..sampling.to_folder import ShardError
-from ..training import TrainingError, TrainingInterrupted
+from ..training import TrainingError, TrainingInterrupted, TrainingTerminated
 
 try:
     import typer
@@ -54,12 +54,13 @@ def with_clean_errors(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get(DEBUG, "") not in ("", "0"):
                 traceback.print_exc()
             raise typer.Exit(complain(_one_line(error))) from error
-        except TrainingInterrupted as stop:
+        except (TrainingInterrupted, TrainingTerminated) as stop:
             how = "the same command" + (
                 "" if command.__name__ == "demo_command" else " with --resume"
             )
             complain(f"{stop}; {how} goes on")
-            raise typer.Exit(INTERRUPTED) from stop
+            terminated = isinstance(stop, TrainingTerminated)
+            raise typer.Exit(stop.code if terminated else INTERRUPTED) from stop
         except KeyboardInterrupt as stop:
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from stop

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data import ImageDataset, open_images
-from ..data.opening import DIGITS, DIGITS_SIZE
+from ..data.opening import DIGITS as DIGITS  # for the commands
+from ..data.opening import usual_size
 from ..data.ranges import DataRangeWarning
 from ..models.base import ScoreModel
 from ..training.checkpoints import load_model
@@ -27,13 +27,16 @@ except ImportError:  # an extra; main says so
 CACHE = "data_cache"  # the folder of decoded images, in that of a run
 
 
-def open_data(data: str, image_size: int, channels: int, **options: Any) -> ImageDataset:
+def open_data(
+    data: str, image_size: int | None, channels: int | None, **options: Any
+) -> ImageDataset:
     """The images of an option, by :func:`~ncsn_fast.data.open_images`; what is said of them goes to stderr.
 
-    The digits have their own size, whatever is given.
+    ``None`` for a size or channels: the usual ones, of the digits their own.
     """
-    if data.partition(":")[0] == DIGITS:
-        image_size, channels = DIGITS_SIZE, 1
+    usual = usual_size(data)
+    image_size = usual[0] if image_size is None else image_size
+    channels = usual[1] if channels is None else channels
 
     def report(line: str) -> None:
         typer.echo(f"ncsn-fast: {line}", err=True)
@@ -44,11 +47,6 @@ def open_data(data: str, image_size: int, channels: int, **options: Any) -> Imag
     for warning in caught:
         report(str(warning.message))
     return images
-
-
-def read_data(data: str, image_size: int, channels: int) -> Tensor:
-    """The images of an option, all in memory."""
-    return open_data(data, image_size, channels)[:]
 
 
 def load_image_network(
@@ -93,6 +91,14 @@ def integers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise ValueError(f"{name} must be integers with commas, got {text!r}") from error
+
+
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """The numbers of an option such as ``0.9,0.99``; ValueError if they are none."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(f"{name} must be numbers with commas, got {text!r}") from error
 
 
 def assignments(texts: list[str]) -> dict[str, Any]:

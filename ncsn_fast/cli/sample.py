@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ..data.ranges import to_image_range
+from ..models.base import ScoreModel
 from ..models.sampling_settings import load_sampling
-from ..sampling import samplers
+from ..models.shipped import shipped_names
+from ..sampling import auto, samplers
 from ..sampling import to_folder as sharded
 from ..sampling.run import callback_sigmas
 from .options import choose_device, load_image_network
@@ -30,23 +32,31 @@ STEPS = 20  # at each level, where neither the user nor the run's preset says
 def sample_command(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of a run, a checkpoint file, or a save_pretrained folder."),
+        typer.Argument(
+            help="Folder of a run, a checkpoint file, a save_pretrained folder, or a network of the package: "
+            f"{', '.join(shipped_names())}."
+        ),
     ],
     out: Annotated[
         Path,
         typer.Option(help="Picture (.png), arrays (.npy, .npz), or a folder, which resumes."),
     ] = Path("samples.png"),
     weights: Annotated[
-        Literal["ema", "last"],
-        typer.Option(help="Of a run: the moving average, or the weights of the last step."),
+        str,
+        typer.Option(
+            help="Of a run: ema, the moving average; ema:0.99, that of another decay; or last, those of the last step."
+        ),
     ] = "ema",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is always the same.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 256,
     sampler: Annotated[
-        Literal[samplers.NAMES],
-        typer.Option(help=samplers.sampler_help()),
-    ] = "ald",
+        Literal[auto.CHOICES] | None,
+        typer.Option(
+            help=f"auto: one of those for few passes; {samplers.sampler_help()}",
+            show_default="auto with --passes, or after tune; else that of the run's preset, or ald",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -87,6 +97,27 @@ def sample_command(
         float | None,
         typer.Option(
             help=samplers.option_help("churn"), show_default=samplers.option_default("churn")
+        ),
+    ] = None,
+    churn_min: Annotated[
+        float | None,
+        typer.Option(
+            help=samplers.option_help("churn_min"),
+            show_default=samplers.option_default("churn_min"),
+        ),
+    ] = None,
+    churn_max: Annotated[
+        float | None,
+        typer.Option(
+            help=samplers.option_help("churn_max"),
+            show_default=samplers.option_default("churn_max"),
+        ),
+    ] = None,
+    churn_noise: Annotated[
+        float | None,
+        typer.Option(
+            help=samplers.option_help("churn_noise"),
+            show_default=samplers.option_default("churn_noise"),
         ),
     ] = None,
     corrector_steps: Annotated[
@@ -146,10 +177,10 @@ def sample_command(
         if world > 1 and one_file:
             raise ValueError(f"several processes draw into a folder, but --out is {out}")
         given = {"step_lr": step_lr, "snr": snr, "predictor": predictor, "passes": passes}
-        given |= {"levels": levels, "churn": churn, "corrector_steps": corrector_steps}
-        samplers.check_options(sampler, given)
-        if clip and not samplers.SAMPLERS[sampler].clips_every_step:
-            raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
+        given |= {"levels": levels, "corrector_steps": corrector_steps, "churn": churn}
+        given |= {"churn_min": churn_min, "churn_max": churn_max, "churn_noise": churn_noise}
+        if sampler not in (None, auto.AUTO):
+            samplers.check_options(sampler, given)
         write = writer(out, file_format)
         check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
         model, size = load_image_network(source, where, weights)
@@ -158,17 +189,8 @@ def sample_command(
             raise ValueError(f"{source} does not say how large its images are: give --image-size")
         shape = size if image_size is None else image_size
         model = model.to(memory_format=torch.channels_last)
-        held = load_sampling(source)
-        if held.pop("sampler", "ald") != sampler:
-            held = {}  # of another sampler
-        few = samplers.SAMPLERS[sampler].level_count is not None
-        options: dict[str, Any] = {"n_steps_each": None if few else STEPS, "denoise": True, **held}
-        given["step_lr"] = options.pop("step_lr", None) if step_lr is None else step_lr
-        options |= {"clip": clip or options.get("clip", False), "seed": seed}
-        for name, value in (("n_steps_each", steps), ("denoise", denoise)):
-            options[name] = options[name] if value is None else value
-        sigmas = model.sigmas.tolist()
-        options |= {"sampler": sampler, **samplers.own_options(sampler, sigmas, given)}
+        sampler, options = drawing_options(source, model, sampler, given, steps, denoise, clip=clip)
+        options["seed"] = seed
         settings = {
             "weights": "" if one_file else sharded.fingerprint(model),
             "image_size": shape,
@@ -186,7 +208,9 @@ def sample_command(
 
         frames: list[Tensor] = []
         # Without noise it is the result, which the pictures end with in any case.
-        named = [s for s in callback_sigmas(sampler, tuple(model.scores()), sigmas, given) if s > 0]
+        own = {name: options[name] for name in samplers.SAMPLERS[sampler].defaults}
+        named = callback_sigmas(sampler, tuple(model.scores()), model.sigmas.tolist(), own)
+        named = [sigma for sigma in named if sigma > 0]
 
         def keep(level: int, x: Tensor) -> None:
             if level < len(named):
@@ -217,3 +241,46 @@ def sample_command(
             images = draw(0, min(n, batch, GRID), **watch) if wanted else None
         write_pictures(images, frames, [*named, 0.0], grid, strip, gif)
         typer.echo(f"{n} images: {out}")
+
+
+def drawing_options(
+    source: Path,
+    model: ScoreModel,
+    sampler: str | None,
+    given: dict[str, Any],
+    steps: int | None,
+    denoise: bool | None,
+    *,
+    clip: bool,
+) -> tuple[str, dict[str, Any]]:
+    """The sampler, and the options of ``model.sample``: as given, else as saved, else the defaults."""
+    if sampler is None:
+        few = given["passes"] is not None or (model.tuned and not _asks_for_steps(given, steps))
+        sampler = auto.AUTO if few else load_sampling(source).get("sampler", "ald")
+    if sampler == auto.AUTO:
+        n_levels = None if "sigma" in model.scores() else len(model.sigmas)
+        sampler, given = auto.resolve(sampler, given, n_levels, model.tuned)
+        typer.echo(f"sampler auto: {auto.in_words(sampler, given)}", err=True)
+    if clip and not samplers.SAMPLERS[sampler].clips_every_step:
+        raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
+    held = load_sampling(source)
+    if held.pop("sampler", "ald") != sampler:
+        held = {}  # of another sampler
+    few = sampler in samplers.FEW_PASSES
+    options: dict[str, Any] = {"n_steps_each": None if few else STEPS, "denoise": True, **held}
+    saved_step_lr = options.pop("step_lr", None)
+    if given["step_lr"] is None:
+        given = {**given, "step_lr": saved_step_lr}
+    options["clip"] = clip or options.get("clip", False)
+    for name, value in (("n_steps_each", steps), ("denoise", denoise)):
+        options[name] = options[name] if value is None else value
+    own = samplers.own_options(sampler, model.sigmas.tolist(), given)
+    return sampler, {**options, "sampler": sampler, **own}
+
+
+def _asks_for_steps(given: dict[str, Any], steps: int | None) -> bool:
+    """Whether an option was given that only samplers of many steps take."""
+    return steps is not None or any(
+        value is not None and not set(samplers.takers(name)) & set(samplers.FEW_PASSES)
+        for name, value in given.items()
+    )

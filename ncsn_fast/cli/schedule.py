@@ -8,7 +8,7 @@ from typing import Annotated
 from .. import plots
 from ..plots import figures
 from ..schedules import make_sigmas, suggest_num_scales, suggest_sigma_begin, suggest_step_lr
-from .options import DIGITS, choose_device, read_data
+from .options import DIGITS, choose_device, open_data
 from .output import check_pictures
 
 try:
@@ -22,8 +22,13 @@ def schedule_command(
         str,
         typer.Argument(help='Folder of images, .npy or .npz file, or "digits" (scikit-learn\'s).'),
     ] = DIGITS,
-    image_size: Annotated[int, typer.Option(help="Height and width; digits are 8.")] = 32,
-    channels: Annotated[int, typer.Option(help="1 for grey, 3 for RGB; digits have 1.")] = 3,
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width.", show_default="32, of the digits 8")
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(help="1 for grey, 3 for RGB.", show_default="3, of the digits 1"),
+    ] = None,
     sigma_end: Annotated[float, typer.Option(help="Smallest noise level.")] = 0.01,
     c: Annotated[
         float, typer.Option("--c", help="Overlap of neighbours; the paper's ladders have 0.567.")
@@ -42,9 +47,9 @@ def schedule_command(
     check_pictures({"--plot": plot})
     if plot is not None:
         figures.require()
-    images = read_data(data, image_size, channels)
+    images = open_data(data, image_size, channels)
     dim = images[0].numel()
-    begin = suggest_sigma_begin(images.to(where))
+    begin = suggest_sigma_begin(images, where)
     levels = suggest_num_scales(dim, begin, sigma_end, c) if num_classes is None else num_classes
     sigmas = make_sigmas(begin, sigma_end, levels)
     step_lr = float(f"{suggest_step_lr(sigmas, steps):.3g}")

@@ -6,19 +6,22 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor
 
 from .. import plots
+from ..data import ImageDataset
 from ..data.ranges import DataRangeWarning
+from ..distributed import process_rank
 from ..evaluation import losses_by_level
 from ..models.config import NCSNConfig
 from ..plots import pictures
-from ..training import config, dry_run, presets, train
+from ..training import config, dry_run, presets, settings, train
 from ..training.boards import boards_of
 from ..training.checkpoints import CHECKPOINT_NAME
 from ..training.watch_settings import split_held_out
 from ..training.watching import HeldOut, Samples, Watch
-from .options import assignments, choose_device, integers, read_data
+from .options import CACHE, assignments, choose_device, integers, numbers, open_data
 from .output import PICTURE_SIDE
 
 try:
@@ -45,16 +48,25 @@ def train_command(
     ] = None,
     data: Annotated[
         str | None,
-        _option("data", 'Folder of images, .npy or .npz file, or "digits" (scikit-learn\'s).'),
+        _option(
+            "data", 'Folder of images, .zip, IDX, .npy or .npz file, or "digits" (scikit-learn\'s).'
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for the checkpoint, model/, losses and config.toml.")
     ] = Path("ncsn_run"),
     image_size: Annotated[
-        int | None, _option("image_size", "Height and width; digits are 8.")
+        int | None, _option("image_size", "Height and width.", shown="32, of the digits 8")
     ] = None,
     channels: Annotated[
-        int | None, _option("channels", "1 for grey, 3 for RGB; digits have 1.")
+        int | None, _option("channels", "1 for grey, 3 for RGB.", shown="3, of the digits 1")
+    ] = None,
+    flips: Annotated[
+        bool | None, _option("flips", "Mirror images at random.", "--flips/--no-flips")
+    ] = None,
+    dequantise: Annotated[
+        bool | None,
+        _option("dequantise", "Add noise of one step of 256.", "--dequantise/--no-dequantise"),
     ] = None,
     iterations: Annotated[int | None, _option("iterations", "Training steps in all.")] = None,
     batch_size: Annotated[
@@ -62,8 +74,23 @@ def train_command(
     ] = None,
     lr: Annotated[float | None, _option("lr", "Learning rate of Adam.")] = None,
     lr_schedule: Annotated[
-        Literal["cosine", "constant"] | None,
+        Literal[settings.SCHEDULES] | None,
         _option("lr_schedule", "Down to zero at the end, or not."),
+    ] = None,
+    optimizer: Annotated[
+        Literal[settings.OPTIMIZERS] | None, _option("optimizer", "Which optimiser.")
+    ] = None,
+    weight_decay: Annotated[float | None, _option("weight_decay", "Of adamw.")] = None,
+    accumulate: Annotated[
+        int | None,
+        _option("accumulate", "Parts of a batch, one after the other, for less memory."),
+    ] = None,
+    bf16: Annotated[
+        bool | None, _option("bf16", "The network in bfloat16 autocast.", "--bf16/--no-bf16")
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        _option("compile", "The network by torch.compile.", "--compile/--no-compile"),
     ] = None,
     warmup: Annotated[
         int | None, _option("warmup", "Steps over which the learning rate rises.")
@@ -72,15 +99,26 @@ def train_command(
         float | None,
         _option("ema_decay", "Decay of the moving average of weights.", "--ema-decay", "--ema"),
     ] = None,
+    ema_decays: Annotated[
+        str | None,
+        _option("ema_decays", "Of further averages, with commas: 0.99,0.9999.", shown="none"),
+    ] = None,
     grad_clip: Annotated[
         float | None, _option("grad_clip", "Largest gradient norm; 0: any.")
     ] = None,
     weighting: Annotated[
-        Literal["sigma2", "one", "learned"] | None,
+        Literal[settings.WEIGHTING_NAMES] | None,
         _option("weighting", "Of the noise levels in the loss."),
     ] = None,
+    objective: Annotated[
+        Literal[settings.OBJECTIVES] | None,
+        _option("objective", "Denoising or sliced score matching."),
+    ] = None,
+    directions: Annotated[
+        int | None, _option("directions", "Of sliced score matching, for each image.")
+    ] = None,
     levels: Annotated[
-        Literal["ladder", "continuous"] | None,
+        Literal[settings.LEVELS] | None,
         _option("levels", "Those of the ladder, or any between its ends (not of ncsn)."),
     ] = None,
     network: Annotated[
@@ -106,6 +144,9 @@ def train_command(
     seed: Annotated[int | None, _option("seed", "Of weights, order, levels and noise.")] = None,
     checkpoint_every: Annotated[
         int | None, _option("checkpoint_every", "Steps between checkpoints.")
+    ] = None,
+    keep_last: Annotated[
+        int | None, _option("keep_last", "How many of the last checkpoints stay.")
     ] = None,
     held_out: Annotated[
         str | None,
@@ -144,28 +185,43 @@ def train_command(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
 ) -> None:
-    """Train a network on images. Ctrl-C stops after a checkpoint; --resume goes on exactly.
+    """Train a network on images. Ctrl-C or SIGTERM stops after a checkpoint; --resume goes on exactly.
 
     What is not given is as --config says, or --preset, or the run that is resumed, or the default. When resuming, only
-    --iterations and --checkpoint-every may differ from the run.
+    --iterations, --checkpoint-every and --keep-last may differ from the run. On several GPUs, or in several processes:
+
+    torchrun --nproc-per-node 4 -m ncsn_fast train --data FOLDER
     """
     where = choose_device(device)
     given = {name: context.params[name] for name in config.run_names() if name in context.params}
     if dilations is not None:
         given["dilations"] = integers("dilations", dilations)
+    if ema_decays is not None:
+        given["ema_decays"] = numbers("ema_decays", ema_decays)
+    given["compile"] = compiled
+    writes = process_rank() == 0
+    say = typer.echo if writes else lambda line: None
     run = config.merge_config(
         preset=preset,
         file=config_file,
         run=out if resume else None,
         **given | assignments(more or []),
     )
-    images = run.in_range(read_data(run.data, run.image_size, run.channels))
-    images, held_out_images = _split(images, run)
+    # Images that are decoded once and stay in a file; a dry run writes none.
+    reading = {
+        "data_range": run.data_range,
+        "cache": None if dry else out / CACHE,
+        "verbose": writes,
+    }
+    augmented = {"flips": run.flips, "dequantise": run.dequantise}
+    images = open_data(run.data, run.image_size, run.channels, **reading, **augmented)
+    images, held_out_images = _split(images, run, reading)
     watch = _watch(run, held_out_images)
     run = run.resolved(images, where)
+    torch.manual_seed(run.settings.seed)  # of what a network draws from torch itself, as of dropout
     model = run.new_network(images)
     sigmas = model.sigmas.tolist()
-    typer.echo(
+    say(
         f"{len(images)} images of {tuple(images.shape[1:])}; "
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{len(sigmas)} sigmas from {sigmas[0]:.4g} to {sigmas[-1]:.4g}; on {where}"
@@ -175,12 +231,14 @@ def train_command(
         _show(run, dry_run.estimate(model, images, run.settings, out, **how), out)
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataRangeWarning)  # read_data has told it
+        warnings.simplefilter("ignore", DataRangeWarning)  # open_data has told it
         train(model, images, run.settings, out, config=run, observers=[watch], **how)
-    typer.echo(f"trained: {out / CHECKPOINT_NAME}; draw with: ncsn-fast sample {out}")
+    say(f"trained: {out / CHECKPOINT_NAME}; draw with: ncsn-fast sample {out}")
 
 
-def _split(images: Tensor, run: config.RunConfig) -> tuple[Tensor, Tensor | None]:
+def _split(
+    images: ImageDataset, run: config.RunConfig, reading: dict[str, Any]
+) -> tuple[ImageDataset, ImageDataset | None]:
     """The images to train on, and those that are held out, if any are."""
     watching = run.watching
     if watching.held_out is None:
@@ -188,10 +246,10 @@ def _split(images: Tensor, run: config.RunConfig) -> tuple[Tensor, Tensor | None
     if watching.share is not None:
         return split_held_out(images, watching.share)
     channels, size = images.shape[1:3]
-    return images, run.in_range(read_data(watching.held_out, size, channels))
+    return images, open_data(watching.held_out, size, channels, **reading)
 
 
-def _watch(run: config.RunConfig, held_out_images: Tensor | None) -> Watch:
+def _watch(run: config.RunConfig, held_out_images: ImageDataset | None) -> Watch:
     """What is asked for; before any work, so that a missing package is told."""
     watching, held_out, samples = run.watching, None, None
     if held_out_images is not None:

@@ -18,13 +18,19 @@ from .dataset import ImageDataset
 from .digits import SPLITS, load_digits
 from .folders import ARRAY_SUFFIXES, read_array
 from .images import WHITE, Background
-from .ranges import IMAGE_RANGE, Range, check_range
+from .ranges import IMAGE_RANGE, Range, check_range, from_image_range
 from .sources import Report, open_source
 
 _log = logging.getLogger(__name__)
 
 DIGITS = "digits"
 DIGITS_SIZE = 8
+USUAL_SIZE = 32, 3
+
+
+def usual_size(data: str | Path) -> tuple[int, int]:
+    """The size and the channels that images have where nobody says any: 8 and 1 of the digits, else 32 and 3."""
+    return (DIGITS_SIZE, 1) if str(data).partition(":")[0] == DIGITS else USUAL_SIZE
 
 
 def open_images(
@@ -107,6 +113,8 @@ def open_images(
         for remark in made.remarks:
             report(remark)
         values, known = made.pixels, {"fingerprint": made.fingerprint, "byte_ends": made.ends}
+    if values.dtype != np.uint8 and data_range != IMAGE_RANGE:  # such values are in [-1, 1]
+        values = from_image_range(torch.from_numpy(np.array(values)), data_range)
     images = ImageDataset(
         values, data_range=data_range, flips=flips, dequantise=dequantise, **known
     )

@@ -6,6 +6,7 @@ Belongs here: the names that users import. Does not belong here: pictures (``plo
 from __future__ import annotations
 
 from .features import EfficientNetFeatures, InceptionFeatures, choose_features
+from .likelihood import bits_per_dimension, has_likelihood
 from .metrics import (
     PCAFeatures,
     frechet_distance,
@@ -21,9 +22,11 @@ __all__ = [
     "EfficientNetFeatures",
     "InceptionFeatures",
     "PCAFeatures",
+    "bits_per_dimension",
     "choose_features",
     "compare",
     "frechet_distance",
+    "has_likelihood",
     "kernel_distance",
     "losses_by_level",
     "nearest_distances",

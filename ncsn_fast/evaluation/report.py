@@ -130,6 +130,15 @@ def render(report: dict[str, Any]) -> str:
         cells = (f"{values[column]:11.4g}" for column in columns)
         lines.append(f"{name:<{width}}" + "".join(cells))
     lines.append("(nearest: median distance to the nearest training image; near 0 would be copies)")
+    bits = report.get("bits_per_dim")
+    if bits:
+        lines.append(
+            "bits a dimension, of 8 for a network that takes all images for equally likely:"
+        )
+        for name, found in bits.items():
+            lines.append(
+                f"  {name}: {found['mean']:.3f}, standard error {found['standard_error']:.3f}, of {found['images']}"
+            )
     losses = report.get("loss_by_level")
     if losses:
         names = [name for name in losses if name != "sigmas"]

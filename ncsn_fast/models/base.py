@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +45,8 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         conditioned_on: what ``forward`` takes beside ``x``: ``"sigma"``, any noise level; or ``"label"``, the number of
             a level of the ladder, whose length is then ``config.num_classes``.
         data_range: what the values of data must lie in; ``None``: any, such as those of points.
+        tuned: what ``sampler="auto"`` takes for this network, options of :meth:`sample`, as ``ncsn-fast tune`` has
+            measured; comes with a saved network. Empty: its own table.
         samples_as_weights: draw samples in the layout of the weights, channels_last if those are; else contiguous.
         config: the configuration.
         sigmas: buffer ``(K,)``, the ladder, float32 whatever the dtype of the parameters. Until it is set, zeros, or
@@ -54,6 +57,7 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
     conditioned_on: ClassVar[str] = SIGMA
     data_range: Range | None = None
     samples_as_weights: ClassVar[bool] = False
+    tuned: Mapping[str, Any] = MappingProxyType({})
     make_sigmas = staticmethod(make_sigmas)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ScoreModel:
@@ -112,6 +116,7 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         labels: Tensor | None = None,
         sigma: Tensor | None = None,
         seed: int | None = None,
+        sample_offset: int = 0,
         weighting: Weighting = "sigma2",
     ) -> tuple[Tensor, Tensor]:
         r"""The denoising score matching loss of a batch, :func:`~ncsn_fast.losses.denoising_score_matching_loss`.
@@ -128,6 +133,8 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
             sigma: noise levels themselves, ``(N,)``, positive, in place of labels, for a network conditioned on sigma:
                 such as :func:`log_uniform_sigmas`, for training over a continuous range.
             seed: of the noise z, ``0 <= seed < 2**64``; ``None``: drawn from torch's default CPU generator.
+            sample_offset: number of the first sample in a larger batch, of which this is a part: its noise is that of
+                the part.
             weighting: of the levels, ``"sigma2"``, ``"one"`` or a :class:`~ncsn_fast.losses.LearnedWeighting`.
 
         Returns:
@@ -168,7 +175,8 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         def score(noisy: Tensor) -> Tensor:
             return self(noisy, sigma) if labels is None else self.at_labels(noisy, labels)
 
-        return score_matching_loss(score, x, sigma, seed=seed, weighting=weighting), drawn
+        noise = {"seed": seed, "sample_offset": sample_offset}
+        return score_matching_loss(score, x, sigma, weighting=weighting, **noise), drawn
 
     def sample(
         self,
@@ -186,7 +194,7 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
         sample_offset: int = 0,
         **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        r"""Draw samples along the ladder, by any of :data:`~ncsn_fast.sampling.samplers.SAMPLERS`.
+        r"""Draw samples along the ladder, by any of :data:`~ncsn_fast.sampling.samplers.SAMPLERS`, or by ``"auto"``.
 
         The model is in evaluation mode meanwhile; every module has its own mode back afterwards. Under
         ``torch.autocast`` the network computes in half precision, after ``model.compile()`` as compiled; the state is
@@ -200,7 +208,8 @@ class ScoreModel(WithLadder, Pretrained, library_name="ncsn-fast"):
                 :func:`~ncsn_fast.sampling.predictor_corrector`; ``"ode"``,
                 :func:`~ncsn_fast.sampling.ode.probability_flow`, of networks that take any sigma; for few ``passes``,
                 ``"euler"``, ``"heun"``, ``"dpmpp_2m"``, ``"dpmpp_2m_sde"`` or ``"ancestral"``, see
-                ``ncsn_fast.sampling.solvers``.
+                ``ncsn_fast.sampling.solvers``. ``"auto"`` takes ``passes`` (10) and chooses one of these and its
+                options: what :attr:`tuned` says for as many passes, else by ``ncsn_fast.sampling.auto``.
             n_steps_each: steps at each level, ``None``: 100; of ``"ode"``, from each level to the next. Those for few
                 passes take none.
             step_lr: step size at the last level; ``None``: 0.2 of its variance for ``"ald"``, all of it for ``"cas"``.

@@ -39,7 +39,6 @@ def draw_samples(
     """Samples of a network; arguments as of its ``sample``."""
     shape = (positive_int("n_samples", n_samples), *_size(model, image_size))
     ends, weight = _clip_ends(model, clip), weight_of(model)
-    opposite = ends is not None and ends[0] == -ends[1]
     if init is None and init_dist == "uniform" and model.data_range not in (None, IMAGE_RANGE):
         seed, (low, high) = draw_seed() if seed is None else seed, model.data_range
         start = {"seed": seed, "sample_offset": sample_offset, "device": weight.device}
@@ -53,7 +52,7 @@ def draw_samples(
 
         options["callback"] = then_forget
     with ops.prepack(model):
-        drawn = draw(
+        return draw(
             model,
             sampler,
             model.scores(),
@@ -61,16 +60,14 @@ def draw_samples(
             model.sigmas.tolist(),
             device=weight.device,
             layout=torch.channels_last if last else torch.contiguous_format,
-            clip=ends[1] if opposite else None,
+            clip=ends,
             init=init,
             init_dist=init_dist,
             seed=seed,
             sample_offset=sample_offset,
+            tuned=model.tuned,
             **options,
         )
-    if ends is not None and not opposite:
-        (drawn[0] if isinstance(drawn, tuple) else drawn).clamp_(*ends)
-    return drawn
 
 
 def scores_of_labels(model: ScoreModel) -> Mapping[str, Callable[[Tensor, Any], Tensor]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data.ranges import IMAGE_RANGE
+from ..sampling.defaults import STEP_LR
 from . import sums
 from .base import LABEL, ScoreModel
 from .config import NCSNConfig, choose_config
@@ -22,7 +23,7 @@ from .layers import CondInstanceNorm, RCUBlock, RefineBlock, conv, convolve, nor
 from .registry import register
 
 # What lucid's sample has by default, whatever the ladder.
-STEP_LR, INIT_DIST = 2e-5, "uniform"
+INIT_DIST = "uniform"
 
 
 @register
@@ -212,7 +213,8 @@ class NCSN(
             sampler: ``"ald"``, :func:`~ncsn_fast.sampling.annealed_langevin`; ``"cas"``,
                 :func:`~ncsn_fast.sampling.consistent_annealed`; ``"pc"``,
                 :func:`~ncsn_fast.sampling.predictor_corrector`; for few passes, ``"euler"``, ``"heun"``,
-                ``"dpmpp_2m"``, ``"dpmpp_2m_sde"`` or ``"ancestral"``, see ``ncsn_fast.sampling.solvers``.
+                ``"dpmpp_2m"``, ``"dpmpp_2m_sde"`` or ``"ancestral"``, see ``ncsn_fast.sampling.solvers``; ``"auto"``
+                chooses one of these for ``passes``.
             snr: signal-to-noise ratio of the corrector of ``"pc"`` and ``"ancestral"``; ``None``: 0.16.
             predictor: of ``"pc"``, ``"reverse_diffusion"`` (``None``) or ``"ancestral"``.
             known: images whose known region is kept, for inpainting; of the shape of the result, or

@@ -66,9 +66,9 @@ _CONV3X3 = (("kernel_size", (3, 3)), ("stride", (1, 1)), ("groups", 1), ("paddin
 _LOOKUP = ("max_norm", "padding_idx", "scale_grad_by_freq", "sparse")
 
 
-def why_not_conv3x3(layer: nn.Module) -> str | None:
+def why_not_conv3x3(layer: nn.Module, built: type[nn.Module] = nn.Conv2d) -> str | None:
     """:func:`why_not_plain` for a 3x3 convolution of the same size."""
-    reason = why_not_plain(layer, nn.Conv2d)
+    reason = why_not_plain(layer, built)
     if reason is not None:
         return reason
     facts = layer.__dict__

@@ -22,6 +22,8 @@ from torch import nn
 from ..distributed import INNER_NAMES
 from .config import article
 from .registry import config_fields, network_of, read_config
+from .sampling_settings import load_tuned
+from .shipped import find_saved, shipped_names
 
 if TYPE_CHECKING:
     from .base import ScoreModel
@@ -66,8 +68,9 @@ class Pretrained(PyTorchModelHubMixin):
         """Load what :meth:`save_pretrained` wrote, in evaluation mode. Loading is strict.
 
         Args:
-            pretrained_model_name_or_path: a folder with ``config.json`` and ``model.safetensors``,
-                or the name of a model on the Hugging Face Hub.
+            pretrained_model_name_or_path: a folder with ``config.json`` and ``model.safetensors``; or the name of
+                a network that comes with the package, ``"digits"`` or ``"fashion-mnist"``, for which nothing is
+                downloaded; or the name of a model on the Hugging Face Hub. What is there first goes before the others.
             map_location: device of the model.
             revision, token, cache_dir, force_download, local_files_only: as in ``huggingface_hub``.
             overrides: fields of the config to replace, such as ``pool_padding="zero"`` for an NCSN's weights from
@@ -102,12 +105,13 @@ class Pretrained(PyTorchModelHubMixin):
             )
         model = (network if own is None else cls)(dataclasses.replace(config, **overrides))
         load_weights(model, weights_file)
+        model.tuned = load_tuned(weights_file)
         return model.to(map_location).eval()
 
 
 def find_file(source: str, filename: str, download: dict[str, Any]) -> Path:
-    """The path of a file of a saved model, in a folder or downloaded from the Hub."""
-    folder = Path(source)
+    """The path of a file of a saved model: in a folder, in the package, or downloaded from the Hub."""
+    folder = find_saved(source)
     if folder.exists():
         if not (folder / filename).is_file():
             raise FileNotFoundError(
@@ -119,8 +123,9 @@ def find_file(source: str, filename: str, download: dict[str, Any]) -> Path:
         return Path(hf_hub_download(source, filename, **download))
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
-            f"{source} is no folder on this machine, and {filename} could not be had from a model "
-            f"of that name on the Hugging Face Hub: {error}"
+            f"{source} is no folder on this machine and none of the networks that come with the package "
+            f"({', '.join(shipped_names())}), and {filename} could not be had from a model of that name on the "
+            f"Hugging Face Hub: {error}"
         ) from error
 
 

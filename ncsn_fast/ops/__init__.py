@@ -20,6 +20,7 @@ from .functional.langevin_step import langevin_step_
 from .functional.max_pool5 import max_pool5
 from .functional.norm_elu_conv3x3 import norm_elu_conv3x3
 from .functional.philox import philox_bits, philox_normal, philox_uniform
+from .functional.solver_step import solver_step_
 from .packing import forget_packed, prepack
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "philox_uniform",
     "prepack",
     "set_backend",
+    "solver_step_",
     "use_backend",
     "wants_channels_last",
 ]

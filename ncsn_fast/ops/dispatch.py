@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import extension
-from .algorithms import COMPOSED, CONV_ALGORITHMS, GEMM, WINOGRAD, Algorithm, names_of
+from .algorithms import (
+    COMPOSED,
+    CONV_ALGORITHMS,
+    GEMM,
+    WINOGRAD,
+    Algorithm,
+    dtype_of_call,
+    names_of,
+)
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
@@ -27,10 +35,12 @@ OPERATORS = (
     "max_pool5",
     "norm_elu_conv3x3",
     "philox_",
+    "solver_step_",
 )
 
 # Operators that are made of others where no kernel does them at once. `select` answers COMPOSED for them where it would
-# answer "reference" for any other: which backend ran is then a question to the parts.
+# answer "reference" for any other: which backend ran is then a question to the parts. So a network runs on the CUDA or
+# the Triton kernels by one `set_backend`, though the convolution is PyTorch's there.
 COMPOSITES = ("add_norm_elu", "conv3x3", "norm_elu_conv3x3")
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
@@ -146,20 +156,40 @@ def _dense(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def _not_of_the_engine(*tensors: Tensor | None) -> str | None:
-    device_type = tensors[0].device.type
-    if torch.is_autocast_enabled(device_type):
-        return f"autocast asks for {torch.get_autocast_dtype(device_type)}"
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype not in WINOGRAD.dtypes:
-            return f"the convolution engine computes in {names_of(WINOGRAD.dtypes)}, got {tensor.dtype}"
+def _mixed(x: Tensor, *others: Tensor | None) -> str | None:
+    dtypes = dict.fromkeys(t.dtype for t in (x, *others) if t is not None)
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+        return f"its tensors must have one dtype, got {names_of(tuple(dtypes))}"
     return None
 
 
-def _not_of_gemm(x: Tensor) -> str | None:
-    if x.dtype in GEMM.dtypes:
+def _no_algorithm(backend: str, x: Tensor, *others: Tensor | None) -> str | None:
+    """Why none of a backend's algorithms can serve a convolution of ``x`` with a weight, a bias and a residual."""
+    reason = _mixed(x, *others)
+    if reason is not None:
+        return reason
+    device_type = x.device.type
+    dtypes = dict.fromkeys(t.dtype for t in (x, *others) if t is not None)
+    reasons = [
+        [algorithm.why_not(device_type, dtype) for dtype in (dtype_of_call(x), *dtypes)]
+        for algorithm in CONV_ALGORITHMS
+        if algorithm.backend == backend
+    ]
+    if any(not any(reason) for reason in reasons):
         return None
-    return f"the matrix product computes in {names_of(GEMM.dtypes)}, got {x.dtype}"
+    return next((why for reason in reasons for why in reason if why), f"{backend} has no algorithm")
+
+
+def _solver_step(
+    x: Tensor, score: Tensor, previous: Tensor | None, noise: Tensor | None
+) -> str | None:
+    if x.dtype != torch.float32:
+        return f"it computes in float32, got {x.dtype}"
+    if noise is not None:
+        return "explicit noise goes through the reference alone"
+    if previous is not None and layout_of(previous) != layout_of(x):
+        return f"previous must have the layout of x, got strides {tuple(previous.stride())}"
+    return _dense(x, score)
 
 
 # Operator -> what a fast kernel cannot do with these tensors, or None. (The arguments were checked to be legal before.)
@@ -167,14 +197,13 @@ LIMITS: dict[str, Callable[..., str | None]] = {
     "add_norm_elu": lambda x, labels=None, weight=None, residual=None: _dense(x, residual),
     "avg_pool5": _dense,
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
-    "conv_direct": lambda x: _dense(x) or _not_of_gemm(x),
-    "conv3x3": lambda x, *rest: _dense(x) or _not_of_the_engine(x, *rest),
+    "conv3x3": lambda x, *rest: _dense(x),
+    "conv_direct": lambda x, *rest: _dense(x) or _mixed(x, *rest),
     "langevin_step_": _dense,
     "max_pool5": _dense,
-    "norm_elu_conv3x3": lambda x, labels=None, norm_weight=None, *rest: (
-        _dense(x) or _not_of_the_engine(x, *rest)
-    ),
+    "norm_elu_conv3x3": lambda x, *rest: _dense(x),
     "philox_": _dense,
+    "solver_step_": _solver_step,
 }
 
 
@@ -189,7 +218,15 @@ def _triton_norm(x: Tensor, *rest: Tensor | None) -> str | None:
 TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
     "add_norm_elu": _triton_norm,
     "cond_instance_norm_elu": _triton_norm,
+    # Of the dtype alone: where Triton runs, and so its interpreter on a CPU, was settled before.
+    "conv_direct": lambda x, *rest: GEMM.why_not(GEMM.devices[0], x.dtype),
 }
+
+
+def _why_no_gemm(op: str, x: Tensor, *rest: Tensor | None) -> str | None:
+    """Why the matrix product cannot serve a convolution's tensors; None if it can."""
+    others = rest[2:] if op == "norm_elu_conv3x3" else rest
+    return transform() or why_not(GEMM.backend, "conv_direct", x.device.type, x, *others)
 
 
 def select_convolution(
@@ -205,21 +242,24 @@ def select_convolution(
     if conv_algo != "auto" and conv_algo not in names:
         known = ", ".join(("auto", *sorted(names)))
         raise ValueError(f"conv_algo must be one of {known}, got {conv_algo!r}")
+    x, choice = tensors[0], _choice_of(op, backend)
+    # Asked for by name: PyTorch, to fall back on, has neither this one nor the next.
+    if conv_algo == GEMM.name:
+        reason = _why_no_gemm(op, *tensors)
+        if backend not in (None, "auto", GEMM.backend):
+            reason = f"it is of {GEMM.backend}, not of {backend}"
+        if reason is not None:
+            raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
+        return GEMM
     chosen = select(op, backend, *tensors)
-    x = tensors[0]
-    if conv_algo == WINOGRAD.name:  # PyTorch has none to fall back on
+    if conv_algo == WINOGRAD.name:
         reason = transform() or why_not(WINOGRAD.backend, op, x.device.type, *tensors)
         if reason is not None:
             raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
         return WINOGRAD
-    if conv_algo == GEMM.name or (
-        conv_algo == "auto" and backend is None and chosen == COMPOSED and GEMM.pays(x, dilation)
-    ):
-        reason = transform() or why_not(GEMM.backend, "conv_direct", x.device.type, x)
-        if reason is None:
+    if conv_algo == choice == "auto" and chosen == COMPOSED and not _being_written_down():
+        if GEMM.pays(x, dilation) and _why_no_gemm(op, *tensors) is None:
             return GEMM
-        if conv_algo == GEMM.name:
-            raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
     # A backend that was asked for by the call: its first algorithm, whether it pays or not.
     return next(
         algorithm
@@ -230,15 +270,20 @@ def select_convolution(
     )
 
 
-def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:
-    """Why a backend cannot serve the operator on a device (and with these tensors, if given); None if it can."""
-    if backend == "reference":
-        return None
+def _why_absent(backend: str, device_type: str) -> str | None:
+    """Why a backend has no kernels at all on a device here; None if it has."""
     if device_type not in AUTO:
         return f"there are no {backend} kernels for device type {device_type!r}"
     if backend == "triton" and device_type == "cpu" and not extension.interpreting():
         return "triton has no CPU kernels (TRITON_INTERPRET=1 interprets them, slowly)"
-    reason = extension.status("triton" if backend == "triton" else device_type)
+    return extension.status("triton" if backend == "triton" else device_type)
+
+
+def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) -> str | None:
+    """Why a backend cannot serve the operator on a device (and with these tensors, if given); None if it can."""
+    if backend == "reference":
+        return None
+    reason = _why_absent(backend, device_type)
     if reason is not None:
         return reason
     if not extension.has_kernel(op, backend, device_type):
@@ -246,20 +291,28 @@ def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) ->
     if not tensors:
         return None
     reason = LIMITS[op](*tensors)
+    if reason is None and op in COMPOSITES:
+        others = tensors[3:] if op == "norm_elu_conv3x3" else tensors[1:]
+        reason = _no_algorithm(backend, tensors[0], *others)
     if reason is None and backend == "triton" and op in TRITON_LIMITS:
         reason = TRITON_LIMITS[op](*tensors)
     return reason
+
+
+def _choice_of(op: str, backend: str | None) -> str:
+    return _policy.get(op, _policy["*"]) if backend is None else _check_backend(backend)
 
 
 def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
     """The backend that serves this call; ``COMPOSED`` for one of ``COMPOSITES`` that no kernel serves as a whole.
 
     Raises:
-        BackendError: the backend asked for, by the call or by :func:`set_backend`, cannot serve it.
+        BackendError: the backend asked for, by the call or by :func:`set_backend`, cannot serve it. One that was chosen
+            for all operators need not have a kernel for a whole of ``COMPOSITES``: it then serves the parts.
         ValueError: there is no backend of that name.
     """
     plain = COMPOSED if op in COMPOSITES else "reference"
-    choice = _policy.get(op, _policy["*"]) if backend is None else _check_backend(backend)
+    choice = _choice_of(op, backend)
     reason = transform()
     if reason is not None:
         if choice in ("auto", "reference"):
@@ -272,8 +325,10 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         reason = why_not(choice, op, device_type, *tensors)
         if reason is None:
             return choice
-        if op in COMPOSITES:
-            return COMPOSED
+        # Chosen for all operators, it serves those parts that it has kernels for.
+        of_all = backend is None and op not in _policy
+        if of_all and op in COMPOSITES and _why_absent(choice, device_type) is None:
+            return plain
         raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
     if _being_written_down():  # a graph that runs without this package
         return plain

@@ -35,6 +35,7 @@ TRITON_KERNELS = {
     "max_pool5": "max_pool5",
     "max_pool5_backward": "max_pool5",
     "philox_": "philox",
+    "solver_step_": "solver_step",
 }
 
 _status: dict[str, str | None] = {}
@@ -83,7 +84,7 @@ def _load_cpu() -> str | None:
         hides = shadowed()
         if hides is not None:
             return f"the C++ extension is not beside the sources that run: {hides}"
-        return f"the C++ extension is not built: with torch installed, {BUILD_COMMAND}"
+        return f"the C++ extension is not built: with torch and a C++ compiler, in a clone, {BUILD_COMMAND}"
     try:
         importlib.import_module("ncsn_fast._C")
     except _LOAD_ERRORS as error:
@@ -102,6 +103,8 @@ def _stale() -> str | None:
 def _load_cuda() -> str | None:
     spec = importlib.util.find_spec("ncsn_fast._C_cuda")
     if spec is None or spec.origin is None:
+        if torch.version.cuda is None:
+            return f"the CUDA extension is not built: this torch, {torch.__version__}, has no CUDA"
         return f"the CUDA extension is not built: with nvcc, NCSN_FAST_BUILD=cuda {BUILD_COMMAND}"
     if not torch.cuda.is_available():
         return "the CUDA extension is built, but torch sees no CUDA device"

@@ -52,7 +52,7 @@ def prepack(model: nn.Module, *, limit: int = PACKED_BYTES) -> Iterator[None]:
     The memory, 4 times that of the weights, is free again after the block.
     """
     weights = (
-        layer._parameters.get("weight") for layer in model.modules() if type(layer) is nn.Conv2d
+        layer._parameters.get("weight") for layer in model.modules() if isinstance(layer, nn.Conv2d)
     )
     kept = {
         id(w): w

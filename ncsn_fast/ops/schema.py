@@ -63,6 +63,10 @@ SCHEMAS = {
         "(Tensor(a!) out, SymInt seed, SymInt step, SymInt sample_offset, int stream, int kind)"
         " -> ()"
     ),
+    "solver_step_": (
+        "(Tensor(a!) x, Tensor score, Tensor(b!)? previous, Tensor table, SymInt level, Tensor? level_tensor,"
+        " bool noisy, SymInt seed, SymInt step, Tensor? step_tensor, SymInt sample_offset) -> ()"
+    ),
 }
 
 
@@ -111,6 +115,31 @@ def _langevin_step_(
     )
 
 
+def _solver_step_(
+    x,
+    score,
+    previous,
+    table,
+    level,
+    level_tensor,
+    noisy,
+    seed,
+    step,
+    step_tensor,
+    sample_offset,
+):
+    reference.solver_step_(
+        x,
+        score,
+        table,
+        level if level_tensor is None else level_tensor,
+        previous=previous,
+        seed=seed if noisy else None,
+        step=step if step_tensor is None else step_tensor,
+        sample_offset=sample_offset,
+    )
+
+
 def _philox_(out, seed, step, sample_offset, stream, kind):
     draws = {
         PHILOX_BITS: reference.philox_bits,
@@ -146,6 +175,7 @@ KERNELS = {
     "conv3x3_weight_gradient": reference.conv3x3_weight_gradient,
     "langevin_step_": _langevin_step_,
     "philox_": _philox_,
+    "solver_step_": _solver_step_,
 }
 
 

@@ -100,6 +100,7 @@ class Chain:
         verbose: show a progress bar with the level's sigma.
         callback: called as ``callback(level, x)`` after each level, with a copy of the state.
         return_intermediates: keep the state after every so many steps.
+        clip_end: clamp the result to this range, after all steps; the known region is not clamped.
         cuda_graph: replay steps from CUDA graphs.
 
     Attributes:
@@ -123,6 +124,7 @@ class Chain:
         verbose: bool = False,
         callback: Callable[[int, Tensor], object] | None = None,
         return_intermediates: int | None = None,
+        clip_end: tuple[float, float] | None = None,
         cuda_graph: bool = False,
     ) -> None:
         check_sigmas(sigmas, len(sigmas))
@@ -139,6 +141,7 @@ class Chain:
             "sample_offset": sample_offset,
         }
         self.verbose, self.callback, self.every = verbose, callback, return_intermediates
+        self._clip_end = clip_end
         if self.every is not None and self.every < 1:
             raise ValueError(f"return_intermediates must be at least 1, got {self.every}")
         self.states: Tensor | None = None
@@ -162,10 +165,6 @@ class Chain:
     ) -> Ladder:
         """Other noise levels, one for each level of the chain, at which an update may ask the score."""
         return Ladder(sigmas, conditions, self.table)
-
-    def buffer(self) -> Tensor:
-        """Zeros in the shape of the state, for what an update keeps for later steps."""
-        return torch.zeros_like(self.x)
 
     def score(self, x: Tensor, position: Position, ladder: Ladder | None = None) -> Tensor:
         """The score at ``x`` and the position's level. An update may ask as often as it needs.
@@ -204,18 +203,13 @@ class Chain:
         x.add_(self.score(x, position), alpha=self.sigmas[-1] ** 2)
 
     def run(
-        self,
-        updates: Sequence[Sequence[Update]],
-        *,
-        end: Update | None = None,
-        clip: float | None = None,
+        self, updates: Sequence[Sequence[Update]], *, end: Update | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Take the steps of each level, then one more at the last level if wanted.
 
         Args:
             updates: for each level, its updates ``update(x, position)`` in order.
             end: an update after all steps, such as :meth:`denoise`. No progress, callback or kept state counts it.
-            clip: clamp to ``[-clip, clip]`` after ``end``.
 
         Returns:
             The state, contiguous; with ``return_intermediates`` also the states kept on the way.
@@ -249,8 +243,8 @@ class Chain:
         if end is not None:
             self._take(end, steps.position(len(updates) - 1, done))
             done += 1
-            if clip is not None:
-                self.x.clamp_(-clip, clip)
+        if self._clip_end is not None:
+            self.x.clamp_(*self._clip_end)
         if self._known is not None:
             values, mask = self._known
             torch.where(mask, values, self.x, out=self.x)

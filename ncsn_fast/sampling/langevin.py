@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import ops
 from ..checks import positive_int, positive_number
+from .defaults import N_STEPS_EACH, SNR, STEP_LR
 from .engine import Chain
 from .steps import Position
 
@@ -29,9 +30,10 @@ def annealed_langevin(
     init: Tensor,
     sigmas: Sequence[float],
     *,
-    n_steps_each: int = 100,
-    step_lr: float = 2e-5,
+    n_steps_each: int = N_STEPS_EACH,
+    step_lr: float = STEP_LR,
     clip: float | None = None,
+    clip_end: tuple[float, float] | None = None,
     denoise: bool = False,
     seed: int | None = None,
     sample_offset: int = 0,
@@ -60,9 +62,10 @@ def annealed_langevin(
         sigmas: the ladder, K positive Python floats, strictly descending.
         n_steps_each: steps at each level.
         step_lr: step size at the last level, in squared units of the data.
-        clip: clamp to ``[-clip, clip]`` after every step; ``None`` for no clamping.
-        denoise: end with :math:`x \leftarrow x + \sigma_K^2\, s(x, K-1)` without noise (and clamp,
-            with ``clip``): by Tweedie's formula, the expected clean image.
+        clip: clamp to ``[-clip, clip]`` after every step and at the end; ``None`` for no clamping.
+        clip_end: clamp to this range at the end only; ``None``: as ``clip`` says.
+        denoise: end with :math:`x \leftarrow x + \sigma_K^2\, s(x, K-1)` without noise: by Tweedie's
+            formula, the expected clean image.
         seed: of the noise, ``0 <= seed < 2**64``. ``None``: drawn from torch's default CPU
             generator, so that ``torch.manual_seed`` governs.
         sample_offset: number of the first sample in the noise stream. Sample ``i`` of a seed has
@@ -92,10 +95,13 @@ def annealed_langevin(
     """
     n_steps_each = positive_int("n_steps_each", n_steps_each)
     step_lr = positive_number("step_lr", step_lr)
+    if clip is not None and clip_end is None:
+        clip_end = (-clip, clip)
     chain = Chain(
         score,
         init,
         sigmas,
+        clip_end=clip_end,
         seed=seed,
         sample_offset=sample_offset,
         known=known,
@@ -113,9 +119,8 @@ def annealed_langevin(
             x, chain.score(x, position), step_size, step=position.step, clip=clip, **chain.noise
         )
 
-    return chain.run(
-        [[langevin] * n_steps_each] * len(sigmas), end=chain.denoise if denoise else None, clip=clip
-    )
+    levels = [[langevin] * n_steps_each] * len(sigmas)
+    return chain.run(levels, end=chain.denoise if denoise else None)
 
 
 @torch.no_grad()
@@ -125,7 +130,7 @@ def consistent_annealed(
     sigmas: Sequence[float],
     *,
     n_steps_each: int = 1,
-    step_lr: float = 2e-5,
+    step_lr: float = STEP_LR,
     denoise: bool = False,
     **run: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -148,7 +153,7 @@ def consistent_annealed(
         n_steps_each: steps at each level; the paper has one, on a finer ladder.
         step_lr: :math:`\eta \sigma_K^2`. Needed: :math:`|1 - \eta| \le \sigma_{i+1} / \sigma_i`.
         run: ``seed``, ``sample_offset``, ``verbose``, ``callback``, ``known``, ``mask``,
-            ``return_intermediates`` and ``cuda_graph``, as in :func:`annealed_langevin`.
+            ``return_intermediates``, ``clip_end`` and ``cuda_graph``, as in :func:`annealed_langevin`.
 
     Returns:
         As :func:`annealed_langevin`.
@@ -200,7 +205,7 @@ def predictor_corrector(
     sigmas: Sequence[float],
     *,
     n_steps_each: int = 1,
-    snr: float = 0.16,
+    snr: float = SNR,
     predictor: str = "reverse_diffusion",
     denoise: bool = False,
     **run: Any,

@@ -42,10 +42,10 @@ def probability_flow(
             ``sigmas[0] * initial_state(shape, "normal", seed=...)``; not modified.
         sigmas: the grid, strictly descending; such as ``make_sigmas(50.0, 0.01, 100)``.
         denoise: end with :math:`x + \sigma_K^2\, s(x, \sigma_K)`, which is one Euler step to 0.
-        run: ``seed``, ``sample_offset``, ``verbose``, ``callback``, ``known``, ``mask``, ``return_intermediates`` and
-            ``cuda_graph``, as in :func:`~ncsn_fast.sampling.annealed_langevin`, with the grid for its levels. The seed
-            is only that of the known region's noise. With ``cuda_graph`` the score gets sigma as a tensor
-            ``(1,)`` on the device, in the dtype of the state.
+        run: ``seed``, ``sample_offset``, ``verbose``, ``callback``, ``known``, ``mask``, ``return_intermediates``,
+            ``clip_end`` and ``cuda_graph``, as in :func:`~ncsn_fast.sampling.annealed_langevin`, with the grid for its
+            levels. The seed is only that of the known region's noise. With ``cuda_graph`` the score gets sigma as a
+            tensor ``(1,)`` on the device, in the dtype of the state.
 
     Returns:
         Samples, shape, dtype and device of ``init``. With ``return_intermediates``, that and a tensor ``(M, N, ...)``

@@ -19,6 +19,7 @@ from .. import ops
 from ..checks import positive_int, positive_number
 from ..schedules import check_sigmas
 from ..streams import KNOWN_NOISE_STEPS, STREAM_LANGEVIN, STREAM_ROTATION
+from .defaults import N_STEPS_EACH, STEP_LR
 from .engine import ScoreError
 from .langevin import annealed_langevin
 from .start import draw_seed
@@ -31,8 +32,8 @@ def annealed_langevin_2019(
     init: Tensor,
     sigmas: Sequence[float],
     *,
-    n_steps_each: int = 100,
-    step_lr: float = 2e-5,
+    n_steps_each: int = N_STEPS_EACH,
+    step_lr: float = STEP_LR,
     seed: int | None = None,
     sample_offset: int = 0,
     verbose: bool = False,
@@ -83,8 +84,8 @@ def inpaint_2019(
     mask: Tensor,
     sigmas: Sequence[float],
     *,
-    n_steps_each: int = 100,
-    step_lr: float = 2e-5,
+    n_steps_each: int = N_STEPS_EACH,
+    step_lr: float = STEP_LR,
     seed: int | None = None,
     sample_offset: int = 0,
     verbose: bool = False,

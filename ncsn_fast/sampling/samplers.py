@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import integer, positive_int
+from .defaults import SNR, STEP_SHARE
 from .langevin import PREDICTORS, annealed_langevin, consistent_annealed, predictor_corrector
 from .levels import SPACINGS
 from .ode import probability_flow
@@ -36,12 +37,12 @@ class Option:
     Attributes:
         help: what it is, in a line.
         choices: the values it may have, if they are few.
-        none: what it means if it is not given and has no default.
+        if_missing: what is done if it is not given and has no default.
     """
 
     help: str
     choices: tuple[str, ...] = ()
-    none: str = ""
+    if_missing: str = ""
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -49,12 +50,15 @@ OPTIONS: Mapping[str, Option] = {
     "snr": Option("Signal-to-noise ratio of the corrector's steps"),
     "predictor": Option("Step from each level to the next", PREDICTORS),
     "passes": Option(
-        "Evaluations of the network, at most", none="each level of the ladder is taken"
+        "Evaluations of the network, at most", if_missing="each level of the ladder is taken"
     ),
     "levels": Option("Spacing of the levels that are taken", SPACINGS),
     "churn": Option(
         "Noise that is added at each step, S_churn of EDM; above 0 for networks over sigma"
     ),
+    "churn_min": Option("Smallest sigma at which churn adds noise, S_min of EDM"),
+    "churn_max": Option("Largest sigma at which churn adds noise, S_max of EDM", if_missing="none"),
+    "churn_noise": Option("Factor on the noise that churn adds, S_noise of EDM"),
     "corrector_steps": Option("Langevin steps at each level before the step to the next"),
 }
 
@@ -157,8 +161,7 @@ SAMPLERS: Mapping[str, Sampler] = {
         "annealed Langevin dynamics",
         "Langevin steps at each level (Song & Ermon 2019)",
         "many steps at each level",
-        # The last step of the paper, 2e-5 in this library's convention, for its last sigma of 0.01.
-        {"step_lr": ShareOfVariance(0.2)},
+        {"step_lr": ShareOfVariance(STEP_SHARE)},
         init_dists=(PRIOR, *INIT_DISTS),
         clips_every_step=True,
     ),
@@ -175,7 +178,7 @@ SAMPLERS: Mapping[str, Sampler] = {
         "predictor-corrector",
         "reverse diffusion or ancestral steps from level to level, Langevin steps at each (Song et al. 2021)",
         "a fine ladder",
-        {"snr": 0.16, "predictor": PREDICTORS[0]},
+        {"snr": SNR, "predictor": PREDICTORS[0]},
     ),
     "ode": Sampler(
         _ode,
@@ -199,7 +202,7 @@ SAMPLERS: Mapping[str, Sampler] = {
         "Heun's method (EDM)",
         "second-order steps along the probability-flow ODE, two passes each, with churn if wanted (Karras et al. 2022)",
         _ANY_PART,
-        {**_FEW, "churn": 0.0},
+        {**_FEW, "churn": 0.0, "churn_min": 0.0, "churn_max": None, "churn_noise": 1.0},
         of="either",
         level_count=_two_passes,
     ),
@@ -226,13 +229,14 @@ SAMPLERS: Mapping[str, Sampler] = {
         "ancestral sampling",
         "steps of the reverse process, with Langevin steps at each level if wanted (Song et al. 2021)",
         _ANY_PART,
-        {**_FEW, "corrector_steps": 0, "snr": 0.16},
+        {**_FEW, "corrector_steps": 0, "snr": SNR},
         of="either",
         level_count=_with_corrector,
     ),
 }
 
 NAMES = tuple(SAMPLERS)
+FEW_PASSES = tuple(name for name, sampler in SAMPLERS.items() if sampler.level_count is not None)
 
 
 def find(name: str, of: Sequence[str] = ("level", "sigma")) -> Sampler:
@@ -293,7 +297,7 @@ def option_default(option: str) -> str:
     """The default of an option in words, for a help text: one, or one for each sampler."""
     defaults = {name: SAMPLERS[name].defaults[option] for name in takers(option)}
     defaults = {
-        name: OPTIONS[option].none if default is None else str(default)
+        name: OPTIONS[option].if_missing if default is None else str(default)
         for name, default in defaults.items()
     }
     if len(set(defaults.values())) == 1:

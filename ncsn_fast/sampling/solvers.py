@@ -10,17 +10,19 @@ All of them go from each sigma to the next, and from the last sigma to 0, where 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..checks import integer, number, positive_number
+from .defaults import SNR
 from .engine import Chain
 from .ode import heun_update
-from .steps import Position
+from .steps import Position, Update
 
 Score = Callable[[Tensor, Any], Tensor]
 Drawn = Tensor | tuple[Tensor, Tensor]
@@ -40,8 +42,8 @@ def euler(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any) -> Dr
         sigmas: the levels, positive, strictly descending. The last step goes from the last of them to 0.
         run: ``conditions``, what the score is asked with at each level: ``None`` for the level's number in ``sigmas``,
             or numbers of levels of a network's own ladder, or the sigmas themselves. And ``seed``, ``sample_offset``,
-            ``verbose``, ``callback``, ``known``, ``mask``, ``return_intermediates`` and ``cuda_graph``, as in
-            :func:`~ncsn_fast.sampling.annealed_langevin`.
+            ``verbose``, ``callback``, ``known``, ``mask``, ``return_intermediates``, ``clip_end`` and ``cuda_graph``,
+            as in :func:`~ncsn_fast.sampling.annealed_langevin`.
 
     Returns:
         Samples in the shape of ``init``, contiguous, float64 if ``init`` is, else float32. With
@@ -55,11 +57,8 @@ def euler(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any) -> Dr
     <https://arxiv.org/abs/2010.02502>`_, equation 13 with section 4.3.
     """
     chain, steps = _start(score, init, sigmas, run)
-    drift = chain.table(sigma * (sigma - target) for sigma, target in steps)
-
-    def step(x: Tensor, position: Position) -> None:
-        x.addcmul_(chain.score(x, position), position.of(drift))
-
+    rows = [(1.0, sigma * (sigma - target), 0.0) for sigma, target in steps]
+    step = linear_update(chain, rows, noisy=False)
     return chain.run([[step]] * len(steps))
 
 
@@ -71,7 +70,7 @@ def heun(
     *,
     churn: float = 0.0,
     churn_min: float = 0.0,
-    churn_max: float = math.inf,
+    churn_max: float | None = None,
     churn_noise: float = 1.0,
     **run: Any,
 ) -> Drawn:
@@ -92,7 +91,8 @@ def heun(
     Args:
         score, init, sigmas, run: as in :func:`euler`.
         churn: :math:`S_\text{churn}`. Above 0 the score is asked between the levels: ``conditions`` must be the sigmas.
-        churn_min, churn_max: :math:`S_\min` and :math:`S_\max`, the sigmas at which noise is added.
+        churn_min, churn_max: :math:`S_\min` and :math:`S_\max`, the sigmas between which noise is added; ``None``: no
+            upper end.
         churn_noise: :math:`S_\text{noise}`.
 
     Returns:
@@ -106,9 +106,12 @@ def heun(
     `arXiv:2206.00364 <https://arxiv.org/abs/2206.00364>`_, algorithm 2.
     """
     churn_noise = positive_number("churn_noise", churn_noise)
-    churn = number("churn", churn)
+    churn, churn_min = number("churn", churn), number("churn_min", churn_min)
+    churn_max = math.inf if churn_max is None else number("churn_max", churn_max)
     if churn < 0:
         raise ValueError(f"churn must be at least 0, got {churn:g}")
+    if not churn_min <= churn_max:
+        raise ValueError(f"churn_min must be at most churn_max, {churn_max:g}, got {churn_min:g}")
     chain, steps = _start(score, init, sigmas, run)
     conditions = run.get("conditions")
     if churn and (conditions is None or not all(isinstance(c, float) for c in conditions)):
@@ -158,8 +161,9 @@ def dpmpp_2m(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any) ->
     `arXiv:2211.01095 <https://arxiv.org/abs/2211.01095>`_, algorithm 2, with :math:`\alpha_t = 1`.
     """
     chain, steps = _start(score, init, sigmas, run)
-    keep = [target / sigma for sigma, target in steps]
-    return chain.run([[_multistep(chain, steps, keep)]] * len(steps))
+    kept = [(target / sigma, 0.0) for sigma, target in steps]
+    step = linear_update(chain, _multistep_rows(steps, kept), noisy=False, multistep=True)
+    return chain.run([[step]] * len(steps))
 
 
 @torch.no_grad()
@@ -178,14 +182,8 @@ def dpmpp_2m_sde(score: Score, init: Tensor, sigmas: Sequence[float], **run: Any
     Reference: `arXiv:2211.01095 <https://arxiv.org/abs/2211.01095>`_, section 5 (SDE-DPM-Solver++ 2M).
     """
     chain, steps = _start(score, init, sigmas, run)
-    keep = [(target / sigma) ** 2 for sigma, target in steps]
-    spread = chain.table(_ancestral_spread(sigma, target) for sigma, target in steps)
-    multistep = _multistep(chain, steps, keep)
-
-    def step(x: Tensor, position: Position) -> None:
-        multistep(x, position)
-        x.addcmul_(chain.normal(position.step), position.of(spread))
-
+    kept = [((target / sigma) ** 2, _ancestral_spread(sigma, target)) for sigma, target in steps]
+    step = linear_update(chain, _multistep_rows(steps, kept), multistep=True)
     return chain.run([[step]] * len(steps))
 
 
@@ -196,7 +194,7 @@ def ancestral(
     sigmas: Sequence[float],
     *,
     corrector_steps: int = 0,
-    snr: float = 0.16,
+    snr: float = SNR,
     **run: Any,
 ) -> Drawn:
     r"""Ancestral sampling of the reverse process, with Langevin steps at each level if wanted. Order 1.
@@ -227,20 +225,45 @@ def ancestral(
     corrector_steps = integer("corrector_steps", corrector_steps, 0)
     snr = positive_number("snr", snr)
     chain, steps = _start(score, init, sigmas, run)
-    fall = chain.table(sigma**2 - target**2 for sigma, target in steps)
-    spread = chain.table(_ancestral_spread(sigma, target) for sigma, target in steps)
-    epsilon = chain.table(2 * (snr * sigma) ** 2 for sigma in chain.sigmas)
-    shake = chain.table(2 * snr * sigma for sigma in chain.sigmas)  # the root of 2 epsilon
-
-    def correct(x: Tensor, position: Position) -> None:
-        s, z = chain.score(x, position), chain.normal(position.step)
-        x.addcmul_(s, position.of(epsilon)).addcmul_(z, position.of(shake))
-
-    def step(x: Tensor, position: Position) -> None:
-        s, z = chain.score(x, position), chain.normal(position.step)
-        x.addcmul_(s, position.of(fall)).addcmul_(z, position.of(spread))
-
+    # A Langevin step of size epsilon has noise of root 2 epsilon.
+    correct = linear_update(
+        chain, [(1.0, 2 * (snr * sigma) ** 2, 2 * snr * sigma) for sigma in chain.sigmas]
+    )
+    falls = [(1.0, s**2 - target**2, _ancestral_spread(s, target)) for s, target in steps]
+    step = linear_update(chain, falls)
     return chain.run([[correct] * corrector_steps + [step]] * len(steps))
+
+
+def linear_update(
+    chain: Chain,
+    rows: Iterable[Sequence[float]],
+    *,
+    noisy: bool = True,
+    multistep: bool = False,
+) -> Update:
+    """An update with numbers of the level: ``x <- a x + b score + e previous + c z``, by ``ops.solver_step_``.
+
+    Args:
+        chain: whose state it is.
+        rows: for each level (a, b, c), or (a, b, c, d, e).
+        noisy: there is noise z, that of ``chain.normal``.
+        multistep: there is ``previous``, ``x + d score`` of the update before; at first zero.
+    """
+    rows = [(*row, 0.0, 0.0)[:5] for row in rows]
+    table = chain.table(value for row in rows for value in row).view(-1, 5)
+    previous = torch.zeros_like(chain.x) if multistep else None
+
+    def update(x: Tensor, position: Position) -> None:
+        score, level = chain.score(x, position), position.level
+        if chain.dtype == torch.float32:
+            noise = {**chain.noise, "step": position.step} if noisy else {}
+            ops.solver_step_(x, score, table, level, previous=previous, **noise)
+        else:
+            z = chain.normal(position.step) if noisy else None
+            given = {"previous": previous, "noise": z, "backend": "reference"}
+            ops.solver_step_(x, score, table, level, **given)
+
+    return update
 
 
 def _start(
@@ -256,22 +279,23 @@ def _ancestral_spread(sigma: float, target: float) -> float:
     return target * math.sqrt(1 - (target / sigma) ** 2)
 
 
-def _multistep(
-    chain: Chain, steps: Sequence[tuple[float, float]], keep: Sequence[float]
-) -> Callable[[Tensor, Position], None]:
-    """The update ``x = keep x + (1 - keep) D``, with D extrapolated from this step and the one before."""
+def _multistep_rows(
+    steps: Sequence[tuple[float, float]], kept: Sequence[tuple[float, float]]
+) -> list[tuple[float, ...]]:
+    r"""Rows of the update :math:`x = k x + (1 - k) \hat D + c z` with D extrapolated from this step and the one before.
+
+    :math:`\hat D = (1 + q) D - q D_{i-1}` with :math:`q = 1 / (2 r)`, and :math:`D = x + \sigma^2 s` is what a step
+    leaves for the next.
+
+    Args:
+        steps: each step's sigma and target.
+        kept: each step's k and c.
+    """
     heights = [math.log(sigma / target) for sigma, target in steps[:-1]]
-    # 1 / (2 r): none at the first step, and none at the last, which is infinitely high.
-    ahead = [0.5 * now / before for before, now in pairwise(heights)]
-    extrapolate = chain.table([0.0, *ahead, 0.0][: len(steps)])
-    variance = chain.table(sigma**2 for sigma in chain.sigmas)
-    kept, new = chain.table(keep), chain.table(1 - share for share in keep)
-    previous = chain.buffer()
-
-    def step(x: Tensor, position: Position) -> None:
-        denoised = torch.addcmul(x, chain.score(x, position), position.of(variance))
-        estimate = denoised + position.of(extrapolate) * (denoised - previous)
-        x.mul_(position.of(kept)).addcmul_(estimate, position.of(new))
-        previous.copy_(denoised)
-
-    return step
+    # None at the first step, and none at the last, which is infinitely high.
+    ahead = [0.0, *(0.5 * now / before for before, now in pairwise(heights)), 0.0][: len(steps)]
+    rows = []
+    for (sigma, _), (k, c), q in zip(steps, kept, ahead, strict=True):
+        new, variance = (1 - k) * (1 + q), sigma**2
+        rows.append((k + new, new * variance, c, variance, -(1 - k) * q))
+    return rows

@@ -1,13 +1,13 @@
 """Training: settings, a run that can stop at any moment and go on exactly, and its files.
 
 Belongs here: the names that users import. Does not belong here: the settings (``settings.py``), the loop and its parts
-(``trainer.py``, which names their files), checkpoints (``checkpoints.py``); the objective's formula (``losses.py`` of
+(``trainer.py``, ``loop.py``), checkpoints (``checkpoints.py``); the objective's formula (``losses.py`` of
 the package above).
 """
 
 from __future__ import annotations
 
-from .guards import TrainingInterrupted
+from .guards import TrainingInterrupted, TrainingTerminated
 from .log import LOG_NAME, LOSSES_NAME, TrainingError, read_log, read_losses
 from .objective import Objective
 from .observers import Observer
@@ -29,6 +29,7 @@ __all__ = [
     "TrainingError",
     "TrainingInterrupted",
     "TrainingSettings",
+    "TrainingTerminated",
     "Watch",
     "read_log",
     "read_losses",

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: what one holds, and how it reaches the disk and comes back.
 
 Belongs here: the checkpoint format, loading a model for sampling. Does not belong here: the training loop
-(``trainer.py``); the published form of a model (``models/pretrained.py``).
+(``loop.py``); the published form of a model (``models/pretrained.py``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from ..checks import differences, one_of
 from ..files import CheckpointError, check_archive, write_atomically
 from ..models.base import ScoreModel, load_pretrained
 from ..models.registry import config_from_dict, config_to_dict, new_network
+from ..models.sampling_settings import load_tuned
+from ..models.shipped import find_saved, shipped_names
 
 FORMAT = "ncsn_fast.checkpoint"
 VERSION = 1
 CHECKPOINT_NAME = "checkpoint.pt"
 MODEL_NAME = "model"
 WEIGHTS = ("ema", "last")  # that a checkpoint holds
+OTHER = "ema:"  # before the decay of a further average
 IMAGE_SIZE_NAME = (
     "image_size.json"  # beside a model's weights: height and width of its training images
 )
@@ -47,6 +50,8 @@ class Checkpoint:
         data: ``shape`` (N, C, H, W) or (N, D) and ``fingerprint`` of the training data.
         torch_rng: state of torch's default CPU generator.
         weighting: state dict of the learned weighting of the noise levels; empty without.
+        averages: state dicts of further averages, by :func:`average_name` of their decays.
+        best: ``step`` and ``loss`` of the best checkpoint of the run so far; empty without a held-out loss.
     """
 
     config: Any
@@ -58,6 +63,8 @@ class Checkpoint:
     data: dict[str, Any]
     torch_rng: Tensor
     weighting: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    averages: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def image_size(self) -> tuple[int, ...]:
@@ -72,10 +79,31 @@ class Checkpoint:
         """The network with the weights of the last step, in evaluation mode."""
         return self._network(self.model, device)
 
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """The weights of a name, ``"ema"``, ``"last"`` or ``"ema:DECAY"``.
+
+        Raises:
+            ValueError: no such name, or no average of that decay.
+        """
+        if not name.startswith(OTHER):
+            return self.ema if one_of("weights", name, WEIGHTS) == "ema" else self.model
+        known = {average_name(self.settings["ema_decay"]): self.ema, **self.averages}
+        try:
+            return known[average_name(float(name.removeprefix(OTHER)))]
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"the checkpoint holds the averages {', '.join(OTHER + one for one in known)}, got {name!r}"
+            ) from error
+
     def _network(self, weights: dict[str, Tensor], device: torch.device | str) -> ScoreModel:
         model = new_network(self.config)
         model.load_state_dict(weights)
         return model.to(device).eval()
+
+
+def average_name(decay: float) -> str:
+    """How a checkpoint calls the average of a decay: ``"0.99"``."""
+    return f"{decay:.10g}"
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -150,10 +178,12 @@ def load_model(
     """A trained network for sampling, of whatever class, whatever form it was kept in.
 
     Args:
-        path: a checkpoint file, the output folder of a training run (its checkpoint is used), or a folder written
-            by ``save_pretrained``.
+        path: a checkpoint file, the output folder of a training run (its checkpoint is used), a folder written
+            by ``save_pretrained``, or, where nothing is at that path, the name of a network that comes with the
+            package, such as ``"digits"``.
         device: where to put the network.
-        weights: of a checkpoint, ``"ema"``, the moving average, or ``"last"``, those of the last step.
+        weights: of a checkpoint, ``"ema"``, the moving average; ``"ema:0.99"``, that of another decay, if the run kept
+            one (``ema_decays``); or ``"last"``, those of the last step.
 
     Returns:
         The network in evaluation mode, and the height and width of its training images, empty if it was trained on
@@ -162,26 +192,29 @@ def load_model(
     Raises:
         FileNotFoundError: nothing there, or a folder that holds neither.
         CheckpointError: a file that is no whole checkpoint, or weights that do not fit their configuration.
-        ValueError: the last weights of a folder that holds only one set of them.
+        ValueError: other weights than ``"ema"`` of a folder that holds only one set of them; an average that the run
+            did not keep.
     """
-    one_of("weights", weights, WEIGHTS)
-    path = Path(path).expanduser()
+    if not weights.startswith(OTHER):
+        one_of("weights", weights, WEIGHTS)
+    path = find_saved(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist; expected a checkpoint file or a model folder"
+            f"{path} does not exist; expected a checkpoint file, a model folder, or the name of a network that comes "
+            f"with the package ({', '.join(shipped_names())})"
         )
     if path.is_dir() and (path / CHECKPOINT_NAME).is_file():
         path = path / CHECKPOINT_NAME
     if path.is_file():
         checkpoint = load_checkpoint(path)
+        chosen = checkpoint.weights(weights)
         try:
-            model = (
-                checkpoint.ema_model(device) if weights == "ema" else checkpoint.last_model(device)
-            )
+            model = checkpoint._network(chosen, device)
         except (RuntimeError, IndexError) as error:
             raise CheckpointError(
                 f"{path} holds weights that do not fit its configuration: {error}"
             ) from error
+        model.tuned = load_tuned(path)
         return model, checkpoint.image_size
     if not (path / "config.json").is_file():
         raise FileNotFoundError(

@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import one_of, positive_int, positive_number
-from ..data.ranges import IMAGE_RANGE
+from ..checks import boolean, one_of, positive_int, positive_number
+from ..data import ImageDataset
+from ..data.opening import usual_size
+from ..data.ranges import Range
 from ..files import CheckpointError, write_atomically
 from ..models import ncsn, official, small  # noqa: F401 -- each registers its networks
 from ..models.base import ScoreModel
@@ -30,7 +32,7 @@ from ..models.config import free_ladder
 from ..models.registry import NETWORKS, new_network
 from ..models.sampling_settings import check_sampling, load_sampling, save_sampling
 from ..schedules import make_sigmas, suggest_sigma_begin
-from .checkpoints import CHECKPOINT_NAME, Checkpoint, load_checkpoint
+from .checkpoints import CHECKPOINT_NAME, load_checkpoint
 from .presets import read_preset, read_toml
 from .settings import TrainingSettings
 from .watch_settings import WATCH_NAMES, WatchSettings
@@ -49,8 +51,9 @@ class RunConfig:
 
     Args:
         data: what the data are read from: a path, or ``"digits"``.
-        image_size: height and width of the images.
-        channels: 1 for grey, 3 for RGB.
+        image_size: height and width of the images; ``None``: 32, of the digits 8.
+        channels: 1 for grey, 3 for RGB; ``None``: 3, of the digits 1.
+        flips, dequantise: augmentation, see :class:`~ncsn_fast.data.ImageDataset`.
         network: one of :func:`network_names`.
         options: fields of the network's configuration, but for those that follow from the data and the ladder.
         num_classes: levels of the ladder; ``None``: the network's own number, or 10.
@@ -68,8 +71,10 @@ class RunConfig:
     """
 
     data: str = "digits"
-    image_size: int = 32
-    channels: int = 3
+    image_size: int | None = None
+    channels: int | None = None
+    flips: bool = False
+    dequantise: bool = False
     network: str = "ncsn"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_classes: int | None = None
@@ -83,8 +88,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.data, (str, Path)):
             raise TypeError(f"data must be a path or a name, got {self.data!r}")
-        positive_int("image_size", self.image_size)
-        positive_int("channels", self.channels)
+        usual = dict(zip(("image_size", "channels"), usual_size(self.data), strict=True))
+        for name, size in usual.items():
+            value = size if getattr(self, name) is None else getattr(self, name)
+            object.__setattr__(self, name, positive_int(name, value))
+        for name in ("flips", "dequantise"):
+            object.__setattr__(self, name, boolean(name, getattr(self, name)))
         one_of("network", self.network, network_names())
         # What is wrong is told before any data are read.
         config_class(self.network)(**self.options)
@@ -109,7 +118,9 @@ class RunConfig:
         flat = {**own, **options, **dataclasses.asdict(settings), **dataclasses.asdict(watching)}
         return {name: value for name, value in flat.items() if value is not None}
 
-    def resolved(self, data: Tensor, device: torch.device | str = "cpu") -> RunConfig:
+    def resolved(
+        self, data: Tensor | ImageDataset, device: torch.device | str = "cpu"
+    ) -> RunConfig:
         """With what follows from the data: their size, and the ladder's largest level if it is not given.
 
         Args:
@@ -122,11 +133,21 @@ class RunConfig:
         if self.sigmas is None:
             changes["num_classes"] = self.num_classes or _default_num_classes(self.network)
             if self.sigma_begin is None:
-                changes["sigma_begin"] = suggest_sigma_begin(data.to(device))
+                changes["sigma_begin"] = suggest_sigma_begin(data, device)
         return dataclasses.replace(self, **changes)
 
-    def in_range(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1], as readers give them, in the range of the network's data.
+    def made(self, model: ScoreModel, data: ImageDataset) -> RunConfig:
+        """With what a network and its data say: their size, what is augmented, and the ladder."""
+        changes: dict[str, Any] = {"flips": data.flips, "dequantise": data.dequantise}
+        if data.ndim == 4:
+            changes |= {"channels": data.shape[1], "image_size": data.shape[2]}
+        if self.sigmas is None:
+            changes |= _ladder_values(tuple(model.sigmas.tolist()))
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def data_range(self) -> Range:
+        """What the values of the network's data must lie in.
 
         Raises:
             ValueError: the network takes values of any range, such as logits.
@@ -138,12 +159,9 @@ class RunConfig:
                 f"network {self.network!r} with these options takes values of any range, such as logits: give it such "
                 "data by ncsn_fast.training.train in Python"
             )
-        if expected == IMAGE_RANGE:
-            return images
-        (low, high), (bottom, top) = expected, IMAGE_RANGE
-        return (images - bottom) * ((high - low) / (top - bottom)) + low
+        return expected
 
-    def network_config(self, data: Tensor) -> Any:
+    def network_config(self, data: Tensor | ImageDataset) -> Any:
         """The configuration of the network for the data.
 
         Raises:
@@ -175,11 +193,12 @@ class RunConfig:
         given = {name: value for name, value in follows.items() if name in names}
         return kind(**self.options, **given)
 
-    def new_network(self, data: Tensor) -> ScoreModel:
-        """The network for the data, channels_last; its weights are of the seed, given to torch's default generator."""
+    def new_network(self, data: Tensor | ImageDataset) -> ScoreModel:
+        """The network for the data, channels_last; its weights are of the seed. Torch's generators stay as they are."""
         config = self.network_config(data)
-        torch.manual_seed(self.settings.seed)
-        return new_network(config).to(memory_format=torch.channels_last)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(self.settings.seed)
+            return new_network(config).to(memory_format=torch.channels_last)
 
 
 # --- the merge ------------------------------------------------------------------------------------
@@ -270,7 +289,8 @@ def held_values(run: str | Path) -> dict[str, Any]:
     network = next(name for name in network_names() if config_class(name) is kind)
     fields = dataclasses.asdict(checkpoint.config)
     values = {"network": network, **{name: fields[name] for name in option_names(network)}}
-    values |= _held_ladder(checkpoint)
+    values |= _ladder_values(tuple(checkpoint.config.sigmas))
+    values |= {name: checkpoint.data.get(name, False) for name in ("flips", "dequantise")}
     if len(shape) == 4:
         values |= {"channels": shape[1], "image_size": shape[2]}
     # A setting that an older run does not know is at its default, which is for the trainer to say.
@@ -282,9 +302,8 @@ def held_values(run: str | Path) -> dict[str, Any]:
     return {**values, "sampling": sampling} if sampling else values
 
 
-def _held_ladder(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The ladder by its ends and number, as it was made, and as a whole where these would make another one."""
-    sigmas = tuple(checkpoint.config.sigmas)
+def _ladder_values(sigmas: tuple[float, ...]) -> dict[str, Any]:
+    """A ladder by its ends and number, as it was made, and as a whole where these would make another one."""
     # Rounded: the ladder is kept in float32, and was made from these numbers before.
     begin, end = (float(f"{sigmas[i]:.6g}") for i in (0, -1))
     ends = {"sigma_begin": begin, "sigma_end": end, "num_classes": len(sigmas)}

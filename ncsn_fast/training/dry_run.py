@@ -14,7 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data import ImageDataset
+from ..distributed import world_size
 from ..models.base import ScoreModel
+from .log import TrainingError
+from .order import check_data
 from .settings import TrainingSettings
 from .trainer import prepared
 
@@ -48,7 +52,7 @@ class Estimate:
 
 def estimate(
     model: ScoreModel,
-    images: Tensor,
+    images: Tensor | ImageDataset,
     settings: TrainingSettings,
     out: str | Path,
     *,
@@ -61,11 +65,13 @@ def estimate(
     Args and errors are those of ``train``, which would refuse the same. The network, the folder and torch's default
     generator are left as they are.
     """
+    if world_size() > 1:
+        raise TrainingError(f"a dry run takes one process, got {world_size()} (WORLD_SIZE)")
     generator = torch.get_rng_state()
     try:
         trainer = prepared(
             copy.deepcopy(model),
-            images,
+            check_data(images, getattr(model, "data_range", None)),
             settings,
             Path(out).expanduser(),
             resume=resume,
@@ -85,14 +91,18 @@ def estimate(
     state = (
         *own,
         *(p.grad for p in trainer.parameters if p.grad is not None),
-        *trainer.average.module.state_dict().values(),
+        *(
+            value
+            for average in (trainer.average, *trainer.averages.values())
+            for value in average.module.state_dict().values()
+        ),
         *(value for value in optimiser if isinstance(value, Tensor)),
     )
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         state_bytes=_bytes_of(state),
         batch_bytes=batch_bytes,
-        data_bytes=images.numel() * images.element_size(),
+        data_bytes=images.nbytes,
         seconds_per_step=seconds,
         steps_done=done,
         steps=settings.iterations,

@@ -1,6 +1,6 @@
-"""What stands around a run: one run a folder, and Ctrl-C that waits for the end of a step.
+"""What stands around a run: one run a folder, and signals that wait for the end of a step.
 
-Belongs here: locks and signals. Does not belong here: what is done about them (``trainer.py``).
+Belongs here: locks and signals. Does not belong here: what is done about them (``loop.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ except ImportError:  # not on Windows
 from ..files import CheckpointError
 from .log import TrainingError
 
+TERMINATED = 128 + 15  # as a shell reports SIGTERM
+
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C; a checkpoint has been written. Attributes: ``step`` (steps done), ``checkpoint`` (its path)."""
@@ -28,6 +30,21 @@ class TrainingInterrupted(KeyboardInterrupt):
         super().__init__(f"interrupted after step {step}; checkpoint written to {checkpoint}")
         self.step = step
         self.checkpoint = checkpoint
+
+
+class TrainingTerminated(SystemExit):
+    """SIGTERM, as a cluster gives notice; a checkpoint has been written. Not caught, it is the exit status 143.
+
+    Attributes: ``step`` (steps done), ``checkpoint`` (its path).
+    """
+
+    def __init__(self, step: int, checkpoint: Path) -> None:
+        super().__init__(TERMINATED)
+        self.step = step
+        self.checkpoint = checkpoint
+
+    def __str__(self) -> str:
+        return f"terminated after step {self.step}; checkpoint written to {self.checkpoint}"
 
 
 @contextlib.contextmanager
@@ -61,24 +78,40 @@ def sole_run(out: Path) -> Iterator[None]:
             os.close(handle)
 
 
-@contextlib.contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising in the middle of a step; the second one raises.
+class Told:
+    """Whether the process was told to stop. Attributes: ``signum``, by which signal; 0: it was not."""
 
-    Outside the main thread, where Python delivers no signals, the event is never set.
+    signum: int = 0
+
+
+@contextlib.contextmanager
+def deferred_signals(*, patient: bool = False) -> Iterator[Told]:
+    """Ctrl-C and SIGTERM are noted instead of ending a step, or a file, in the middle; a second Ctrl-C does.
+
+    Outside the main thread, where Python delivers no signals, none is ever noted.
+
+    Args:
+        patient: a second Ctrl-C does not either.
     """
-    event = threading.Event()
+    told = Told()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield told
         return
 
     def handle(signum: int, frame: object) -> None:
-        if event.is_set():
+        if signum == signal.SIGINT == told.signum and not patient:
             raise KeyboardInterrupt
-        event.set()
+        told.signum = told.signum or signum
 
-    previous = signal.signal(signal.SIGINT, handle)
+    previous = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield event
+        yield told
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+def end_of(signum: int, step: int, checkpoint: Path) -> TrainingInterrupted | TrainingTerminated:
+    """The exception with which a run that was told to stop ends."""
+    kind = TrainingTerminated if signum == signal.SIGTERM else TrainingInterrupted
+    return kind(step, checkpoint)

@@ -1,7 +1,7 @@
 """What looks at a training from outside: logs, held-out losses, pictures on the way.
 
 Belongs here: the moments at which the loop calls an observer. Does not belong here: observers, and the loop
-(``trainer.py``), which knows nothing of what they do.
+(``loop.py``), which knows nothing of what they do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .trainer import Trainer
+    from .loop import Trainer
 
 
 class Observer:

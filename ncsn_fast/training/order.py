@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
 from .. import ops
+from ..data import ImageDataset, as_dataset
+from ..data.dataset import LOOK
 from ..data.ranges import Range, byte_hint
 from ..models.base import log_uniform_sigmas
 from ..streams import LABEL_SAMPLE, ORDER_SAMPLE, STREAM_BATCHES
 from .settings import CONTINUOUS, TrainingSettings
 
 HOST = {"device": "cpu", "backend": "auto"}  # whatever backend was chosen for the network
-FINGERPRINT_ROWS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,43 +30,73 @@ class Batch:
     """What a step trains on.
 
     Attributes:
-        x: clean data, ``(batch_size, ...)``, on the device.
-        levels: ``labels``, int64, or ``sigma``, float32, ``(batch_size,)``, as the objective takes them.
+        x: clean data, ``(n, ...)``, on the device.
+        levels: ``labels``, int64, or ``sigma``, float32, ``(n,)``, as the objective takes them.
         seed: of the noise.
+        offset: place of the first sample in the whole batch of the step, of which this may be a part.
     """
 
     x: Tensor
     levels: dict[str, Tensor]
     seed: int
+    offset: int = 0
 
 
 class Batches:
     """The batch of each step. The data stay where they are; only a batch is moved to the device.
 
     Args:
-        data: ``(N, ...)``, floating point, on any device; it may be a view of a memory-mapped file.
+        data: a data set, or a tensor ``(N, ...)``, floating point, on any device.
         settings: of the run.
         sigmas: the ladder ``(K,)``, on the device of the training.
+        rank, processes: this process and how many share each batch.
+
+    Attributes:
+        data: the data set.
+
+    Raises:
+        ValueError: a batch that cannot be shared out evenly.
     """
 
-    def __init__(self, data: Tensor, settings: TrainingSettings, sigmas: Tensor) -> None:
-        self.data = data
+    def __init__(
+        self,
+        data: Tensor | ImageDataset,
+        settings: TrainingSettings,
+        sigmas: Tensor,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        parts = processes * settings.accumulate
+        if settings.batch_size % parts:
+            raise ValueError(
+                f"batch_size must be a multiple of {parts}, for {processes} processes with accumulate "
+                f"{settings.accumulate}, got {settings.batch_size}"
+            )
+        self.data = as_dataset(data)
+        self.rank = rank
+        self.size = settings.batch_size // parts
         self.settings = settings
         self.sigmas = sigmas
 
-    def at(self, step: int) -> Batch:
-        """The batch of a step, counted from 0."""
-        indices = batch_indices(self.settings, len(self.data), step)
-        levels = batch_levels(self.settings, self.sigmas, step)
-        return Batch(self._rows(indices), levels, (self.settings.seed << 32) + step)
+    def at(self, step: int, part: int = 0) -> Batch:
+        """The batch of a step, counted from 0; of several processes this one's.
 
-    def _rows(self, indices: Tensor) -> Tensor:
-        device = self.sigmas.device
-        rows = self.data[indices.to(self.data.device)]
-        if device.type == "cuda" and rows.device.type == "cpu":
-            # From pinned memory the copy runs beside the step before it.
-            return rows.pin_memory().to(device, non_blocking=True)
-        return rows.to(device)
+        Args:
+            part: which of the ``accumulate`` parts.
+        """
+        begin = (self.rank * self.settings.accumulate + part) * self.size
+        own = slice(begin, begin + self.size)
+        x = self.data.batch(
+            batch_indices(self.settings, len(self.data), step)[own],
+            seed=self.settings.seed,
+            step=step,
+            sample_offset=begin,
+            device=self.sigmas.device,
+        )
+        levels = batch_levels(self.settings, self.sigmas, step)
+        own_levels = {name: values[own] for name, values in levels.items()}
+        return Batch(x, own_levels, (self.settings.seed << 32) + step, begin)
 
 
 def batch_indices(settings: TrainingSettings, n: int, step: int) -> Tensor:
@@ -105,8 +135,10 @@ def batch_levels(settings: TrainingSettings, sigmas: Tensor, step: int) -> dict[
     return {"labels": labels.to(sigmas.device)}
 
 
-def check_data(data: Tensor, expected: Range | None) -> None:
-    """Refuse what cannot be trained on: another shape or dtype, nothing at all, values that are not finite.
+def check_data(data: Tensor | ImageDataset, expected: Range | None) -> ImageDataset:
+    """The data as a data set; what cannot be trained on is refused.
+
+    That is another shape or dtype, nothing at all, and values that are not finite.
 
     Args:
         data: images ``(N, C, H, W)`` or points ``(N, D)``.
@@ -115,49 +147,25 @@ def check_data(data: Tensor, expected: Range | None) -> None:
     Raises:
         ValueError: the message says where the first value is that is not finite.
     """
-    if data.ndim not in (2, 4) or data.numel() < 1 or not data.is_floating_point():
+    if data.ndim not in (2, 4) or data.shape.numel() < 1 or not data.dtype.is_floating_point:
         raise ValueError(
             f"images must be floating point (N, C, H, W), or points (N, D), with N >= 1, got {data.dtype} of shape "
             f"{tuple(data.shape)}{byte_hint(data.dtype, expected)}"
         )
+    data = as_dataset(data.detach() if isinstance(data, Tensor) else data)
     # The ends first, which take no memory: both are NaN if any value is.
-    if all(math.isfinite(end.item()) for end in data.aminmax()):
-        return
-    broken = ~data.isfinite()
-    first = tuple(broken.nonzero()[0].tolist())
+    if all(map(math.isfinite, data.ends)):
+        return data
+    values, samples, first = 0, 0, None
+    for begin in range(0, len(data), LOOK):
+        some = data[begin : begin + LOOK]
+        broken = ~some.isfinite()
+        if first is None and bool(broken.any()):
+            place = broken.nonzero()[0].tolist()
+            first = some[tuple(place)].item(), (begin + place[0], *place[1:])
+        values += int(broken.sum())
+        samples += int(broken.flatten(1).any(1).sum())
     raise ValueError(
-        f"images must be finite, got {int(broken.sum())} values that are NaN or infinite, in "
-        f"{int(broken.flatten(1).any(1).sum())} of {len(data)} samples: the first is {data[first].item()} at "
-        f"images[{', '.join(map(str, first))}]"
+        f"images must be finite, got {values} values that are NaN or infinite, in {samples} of {len(data)} samples: "
+        f"the first is {first[0]} at images[{', '.join(map(str, first[1]))}]"
     )
-
-
-def describe_data(data: Tensor) -> dict[str, object]:
-    """What a checkpoint keeps of the data, to know them again: ``shape`` and ``fingerprint``.
-
-    Of more than 4096 samples the fingerprint is of 4096, evenly spread, the last one among them, so that a start does
-    not read all data; it then begins with ``"4096 rows: "``.
-    """
-    if len(data) <= FINGERPRINT_ROWS:
-        return {"shape": tuple(data.shape), "fingerprint": _hash(data)}
-    # float64 is exact here: the numbers of rows are far below 2**53.
-    spread = torch.linspace(0, len(data) - 1, FINGERPRINT_ROWS, dtype=torch.float64, device="cpu")
-    rows = data[spread.long().to(data.device)]
-    return {
-        "shape": tuple(data.shape),
-        "fingerprint": f"{FINGERPRINT_ROWS} rows: {_hash(rows)}",
-    }
-
-
-def describe_data_as(held: dict[str, object], data: Tensor) -> dict[str, object]:
-    """:func:`describe_data` in the form that a checkpoint has: older ones have the fingerprint of all samples."""
-    here = describe_data(data)
-    of_all = ":" not in str(held.get("fingerprint", ""))
-    if of_all and held.get("shape") == here["shape"]:
-        here["fingerprint"] = _hash(data)
-    return here
-
-
-def _hash(rows: Tensor) -> str:
-    array = rows.detach().to("cpu", torch.float32).contiguous().numpy()
-    return hashlib.sha256(array).hexdigest()[:16]

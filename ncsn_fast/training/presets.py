@@ -19,6 +19,8 @@ except ImportError:  # Python 3.10
 
 from ..checks import one_of
 
+FEW_PASSES = "few_passes"  # a section of a preset that is no value of a run
+
 
 def preset_names() -> tuple[str, ...]:
     """The presets that come with the package."""
@@ -27,9 +29,17 @@ def preset_names() -> tuple[str, ...]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The values of a preset. ValueError: there is none of that name."""
-    one_of("preset", name, preset_names())
-    return _parse((_presets() / f"{name}.toml").read_bytes(), f"preset {name!r}")
+    """The values of a preset, without :func:`read_few_passes`. ValueError: there is none of that name."""
+    return {k: v for k, v in _read(name).items() if k != FEW_PASSES}
+
+
+def read_few_passes(name: str) -> dict[str, Any]:
+    """Options of ``sample`` for few passes that a preset has beside its values; empty if none.
+
+    Raises:
+        ValueError: there is no preset of that name.
+    """
+    return dict(_read(name).get(FEW_PASSES, {}))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -42,6 +52,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     return _parse(path.read_bytes(), str(path))
+
+
+def _read(name: str) -> dict[str, Any]:
+    one_of("preset", name, preset_names())
+    return _parse((_presets() / f"{name}.toml").read_bytes(), f"preset {name!r}")
 
 
 def _parse(contents: bytes, source: str) -> dict[str, Any]:

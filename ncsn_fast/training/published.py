@@ -12,7 +12,7 @@ import torch
 
 from ..models.base import ScoreModel
 from ..schedules import make_sigmas
-from .presets import preset_names, read_preset
+from .presets import preset_names, read_few_passes, read_preset
 
 SAME_SIGMA = 1e-5  # relative; ladders computed with other rounding are the same ladder
 
@@ -34,19 +34,53 @@ def official_settings(source: str | ScoreModel) -> dict[str, Any]:
         >>> official_settings("ncsnv2-cifar10")["step_lr"]
         6.2e-06
     """
-    if isinstance(source, str):
-        sampling = read_preset(source).get("sampling")
-        if sampling is None:
-            raise ValueError(f"preset {source!r} has no settings for sampling")
-        return dict(sampling)
+    name = source if isinstance(source, str) else _preset_of(source)
+    if name is None:
+        raise ValueError(
+            f"the {len(source.sigmas)} noise levels of this {type(source).__name__} are of no published settings: give "
+            "n_steps_each, step_lr and denoise yourself"
+        )
+    sampling = read_preset(name).get("sampling")
+    if sampling is None:
+        raise ValueError(f"preset {name!r} has no settings for sampling")
+    return dict(sampling)
+
+
+def few_pass_settings(source: str | ScoreModel) -> dict[str, Any]:
+    """Options of ``sample`` for few passes of a published network: not the authors' sampler.
+
+    How good its samples are was not measured on these networks; ``ncsn-fast tune`` does where network and data are at
+    hand.
+
+    Args:
+        source: name of a preset; or a network of the authors' with a published ladder.
+
+    Returns:
+        ``sampler``, ``passes`` and ``levels``.
+
+    Raises:
+        ValueError: no such preset, or one without such a setting; a network with another ladder.
+
+    Example::
+
+        >>> few_pass_settings("ncsnv2-cifar10")["passes"]
+        50
+    """
+    name = source if isinstance(source, str) else _preset_of(source)
+    found = {} if name is None else read_few_passes(name)
+    if not found:
+        what = f"preset {name!r}" if name else f"this {type(source).__name__}'s ladder"
+        raise ValueError(f'{what} has no setting for few passes: sampler="auto" chooses one')
+    return found
+
+
+def _preset_of(model: ScoreModel) -> str | None:
+    """The preset with settings for sampling whose ladder a network has."""
     for name in preset_names():
         preset = read_preset(name)
-        if "sampling" in preset and _is_of(preset, source):
-            return dict(preset["sampling"])
-    raise ValueError(
-        f"the {len(source.sigmas)} noise levels of this {type(source).__name__} are of no published settings: give "
-        "n_steps_each, step_lr and denoise yourself"
-    )
+        if "sampling" in preset and _is_of(preset, model):
+            return name
+    return None
 
 
 def _is_of(preset: dict[str, Any], model: ScoreModel) -> bool:

@@ -1,24 +1,32 @@
 """Is it the same run: whether a checkpoint belongs to the network, the data and the settings that are to go on.
 
 Belongs here: the comparison, and what an older checkpoint means by what it does not say. Does not belong here: the file
-(``checkpoints.py``), the loop (``trainer.py``).
+(``checkpoints.py``), the loop (``loop.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from torch import Tensor
-
 from ..checks import differences
+from ..data import ImageDataset
+from ..data.ranges import IMAGE_RANGE
 from ..files import CheckpointError
 from ..models.base import ScoreModel
 from ..models.registry import config_to_dict
 from .checkpoints import Checkpoint
-from .order import describe_data_as
 from .settings import TrainingSettings
 
-FREE = ("iterations", "checkpoint_every")  # settings that may change when a run goes on
+FREE = (
+    "iterations",
+    "checkpoint_every",
+    "keep_last",
+)  # settings that may change when a run goes on
+UNSAID = {
+    "flips": False,
+    "dequantise": False,
+    "data_range": IMAGE_RANGE,
+}  # of a description of data
 
 
 def with_ema_warmup(
@@ -37,7 +45,10 @@ def held_settings(checkpoint: Checkpoint) -> TrainingSettings:
 
 
 def check_same_run(
-    checkpoint: Checkpoint, model: ScoreModel, data: Tensor, settings: TrainingSettings
+    checkpoint: Checkpoint,
+    model: ScoreModel,
+    data: ImageDataset,
+    settings: TrainingSettings,
 ) -> None:
     """Refuse to go on with another network, other data or other settings than the checkpoint's.
 
@@ -49,7 +60,7 @@ def check_same_run(
     held = dataclasses.replace(held_settings(checkpoint), **free)
     for what, there, here in (
         ("another configuration", config_to_dict(checkpoint.config), config_to_dict(config)),
-        ("another data set", checkpoint.data, describe_data_as(checkpoint.data, data)),
+        ("another data set", UNSAID | checkpoint.data, UNSAID | data.describe()),
         ("other settings", dataclasses.asdict(held), dataclasses.asdict(settings)),
     ):
         different = differences(there, here)

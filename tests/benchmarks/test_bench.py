@@ -483,7 +483,10 @@ def test_options_choose_suites_batches_and_dtypes(find_cases):
     cases = find_cases(quick=True, batches=(3, 5), dtypes=(torch.float16,))
     for group in {case.group for case in cases}:
         assert {case.shape[0] for case in cases if case.group == group} == {3, 5}
-    assert {c.group for c in cases if c.dtype != torch.float16} == {"langevin_step_"}
+    assert {c.group for c in cases if c.dtype != torch.float16} == {
+        "langevin_step_",
+        "solver_step_",
+    }
     cases = find_cases(suites=("ops", "train"), batches=(3,))
     assert {case.suite for case in cases} == {"ops", "train"}
     assert {case.shape[0] for case in cases} == {3}

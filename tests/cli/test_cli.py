@@ -210,6 +210,8 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(ncsn_fast, refused,
         (["--preset", "cats"], "preset must be one of ('digits'"),
         (["--config", "nosuch.toml"], "nosuch.toml: No such file or directory"),
         (["--config", "bad.toml"], "bad.toml: 'lrate' is no name of a run with the network 'ncsn'"),
+        (["--image-size", "16"], "image_size must be 8 and channels 1, got 16 and 1"),
+        (["--channels", "3"], "image_size must be 8 and channels 1, got 8 and 3"),
         (["--network", "gan"], "network must be one of ("),
         (["--network", "cnn", "--norm", "instance"], "'norm' is no name of a run with the networ"),
         (["--network", "mlp"], "network 'mlp' with these options takes values of any range"),
@@ -229,7 +231,8 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(ncsn_fast, refused,
         (["--device", "cuda:99"], "device 'cuda:99' is not there"),
         (["--nf", "many"], "Invalid value for '--nf'"),
         (["--nosuch"], "No such option"),
-        (["--lr-schedule", "linear"], "Invalid value for '--lr-schedule'"),
+        (["--ema-decays", "0.9,b"], "ema_decays must be numbers with commas, got '0.9,b'"),
+        (["--lr-schedule", "triangular"], "Invalid value for '--lr-schedule'"),
     ],
 )
 def test_train_mistakes(refused, tmp_path, monkeypatch, arguments, message):
@@ -398,7 +401,7 @@ def test_sample_with_few_passes(ncsn_fast, refused, trained, tmp_path):
         assert film.n_frames == 2  # the second level, and the end
     assert "takes passes, and no n_steps_each" in refused(*command, "--steps", 3)
     assert "takes no denoise=False" in refused(*command, "--no-denoise")
-    assert "'ald' takes no passes" in refused("sample", trained, "--passes", 4)
+    assert "'ald' takes no passes" in refused("sample", trained, "--sampler", "ald", "--passes", 4)
 
 
 def test_a_broken_network_is_one_line(refused, trained, tmp_path):

@@ -32,6 +32,7 @@ INCLUDE = Path(torch.__file__).parent / "include"
 EMULATION = """
 #include "cuda/langevin_step.cuh"
 #include "cuda/philox.cuh"
+#include "cuda/solver_step.cuh"
 
 #include <type_traits>
 
@@ -106,6 +107,33 @@ extern "C" int langevin(int64_t n, int64_t c, int64_t s, float* x, bool x_last, 
     case 2: return step_all<Half>(args, max_blocks_y);
     case 3: return step_all<double>(args, max_blocks_y);
     default: return step_all<float>(args, max_blocks_y);
+  }
+}
+
+template <typename Score>
+int solver_all(const SolverArgs& args, int64_t max_blocks_y) {
+  const Access access = solver_access<Score>(args);
+  with_access(access, [&](auto is) {
+    walk(args.geometry, max_blocks_y,
+         [&](const ThreadWork& work) { solver_step_thread<is(), Score>(args, work); });
+  });
+  return static_cast<int>(access);
+}
+
+extern "C" int solver(int64_t n, int64_t c, int64_t s, float* x, bool x_last, const void* score,
+                      bool score_last, int score_type, float* previous, const float* table,
+                      int64_t rows, int64_t level, const int64_t* level_ptr, bool noisy,
+                      uint64_t seed, uint32_t step, const int64_t* step_ptr,
+                      uint32_t sample_offset, int64_t max_blocks_y) {
+  const Geometry g = {n, c, s};
+  const SolverArgs args = {g, x, score, previous, strides_of(g, x_last),
+                           strides_of(g, score_last), table, rows, level, level_ptr, step_ptr,
+                           philox_key(seed), sample_offset, step, noisy};
+  switch (score_type) {
+    case 1: return solver_all<BFloat16>(args, max_blocks_y);
+    case 2: return solver_all<Half>(args, max_blocks_y);
+    case 3: return solver_all<double>(args, max_blocks_y);
+    default: return solver_all<float>(args, max_blocks_y);
   }
 }
 
@@ -283,6 +311,54 @@ def test_threads_of_langevin_step(threads, shape, dtype):
                     assert access == (CHANNEL_MINOR if shape[2] % 4 == 0 else GENERIC)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_threads_of_solver_step(threads, shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, score, old = (torch.randn(shape, generator=generator) for _ in range(3))
+    score = score.to(dtype)
+    drawn = torch.from_numpy(oracle.normal(shape, 77, 9, 5, oracle.STREAM_LANGEVIN))
+    table = np.array([[9.0] * 5, [0.7, -0.4, 0.3, 1.3, 0.2]], np.float32)
+    a, b, c, d, e = (float(value) for value in table[1])
+    at, count = np.array([1], np.int64), np.array([9], np.int64)
+    for x_last, score_last, multistep in layouts():
+        for aligned, noisy in ((True, True), (False, True), (True, False)):
+            state, given = Batch(x, x_last, aligned), Batch(score, score_last)
+            previous = Batch(old, x_last, aligned) if multistep else None
+            flat, pointers = not (x_last or score_last), score_last
+            number, samples, size = shape[1], shape[0], shape[2]
+            access = threads.solver(
+                *map(
+                    ctypes.c_int64, (samples, 1, number * size) if flat else (samples, number, size)
+                ),
+                state.pointer,
+                ctypes.c_bool(x_last),
+                given.pointer,
+                ctypes.c_bool(score_last),
+                DTYPES.index(dtype),
+                previous.pointer if multistep else None,
+                ctypes.c_void_p(table.ctypes.data),
+                *map(ctypes.c_int64, (2, 0 if pointers else 1)),
+                ctypes.c_void_p(at.ctypes.data) if pointers else None,
+                ctypes.c_bool(noisy),
+                ctypes.c_uint64(77),
+                ctypes.c_uint32(12345 if pointers else 9),
+                ctypes.c_void_p(count.ctypes.data) if pointers else None,
+                ctypes.c_uint32(5),
+                ctypes.c_int64(2 if aligned else 65535),
+            )
+            expected = a * x.double() + b * score.double() + c * noisy * drawn
+            if multistep:
+                expected += e * old.double()
+                memory = x.double() + d * score.double()
+                assert np.abs(previous.values() - memory.numpy()).max() <= 1e-6
+            assert np.abs(state.values() - expected.numpy()).max() <= 1e-6
+            if flat and aligned:
+                assert access == (VECTOR if number * size % 4 == 0 else GENERIC)
+            elif x_last and number > 1:
+                assert access == (CHANNEL_MINOR if size % 4 == 0 else GENERIC)
+
+
 def test_threads_clip_and_keep_nan(threads):
     x = torch.tensor([3.0, -3.0, 0.5, float("nan"), float("inf"), -float("inf"), 1.0, 0.0])
     state = Batch(x.reshape(1, 1, 8))
@@ -321,6 +397,7 @@ def find_tool(name: str) -> str | None:
 KERNELS = {
     "langevin_step_kernel": 12,  # three ways to reach the elements, four types of the score
     "philox_kernel": 3,
+    "solver_step_kernel": 12,  # as langevin_step_kernel
     # Two layouts; 16 bytes, as clusters or not, or one element, and that alone for float64.
     "norm_forward_kernel": 20,
     "add_norm_forward_kernel": 20,
@@ -334,6 +411,7 @@ KERNELS = {
     "pool_forward_kernel": 10,
     "pool_choice_kernel": 10,
     "pool_gather_kernel": 10,
+    "mean_pool_kernel": 10,
 }
 
 
@@ -397,17 +475,17 @@ def test_the_library_holds_what_the_build_says(kernels):
 
 def test_no_kernel_spills(kernels):
     """Prints the table. What keeps the memory busy by many resident threads has a limit on its registers."""
-    limits = {"langevin_step_kernel": 64, "philox_kernel": 64, "norm_apply_kernel": 80}
-    limits |= {"norm_forward_kernel": 80, "add_norm_forward_kernel": 80, "pool_forward_kernel": 80}
+    limits = {"langevin_step_kernel": 64, "philox_kernel": 64, "solver_step_kernel": 64}
+    limits |= {"norm_apply_kernel": 80, "norm_forward_kernel": 80, "add_norm_forward_kernel": 80}
+    limits |= {"pool_forward_kernel": 80}
     for k in sorted(kernels):
         kind = "16 bytes" if k.vectors else "element"
         print(f"sm_{k.arch:5} {k.stem:28} {kind:9} {k.registers:4} registers, {k.stack} B of stack")
         assert k.stack == 0, k
         # At least two blocks of 256 threads; and three, where nothing but the tile in shared memory sets a limit.
-        assert k.registers <= (168 if k.stem.startswith("pool") else 128), k
-        if (
-            k.vectors and k.stem in limits and not re.search(r"Lb[01]ELb1EE", k.name)
-        ):  # of a cluster
+        assert k.registers <= (168 if "pool" in k.stem else 128), k
+        of_cluster = re.search(r"Lb[01]ELb1EE", k.name)
+        if k.vectors and k.stem in limits and not of_cluster:
             assert k.registers <= limits[k.stem], k
 
 
@@ -416,6 +494,7 @@ def test_hot_kernels_move_sixteen_bytes(library, cuobjdump, kernels):
     reads = {
         "langevin_step_kernel": "LDG.E.128",
         "philox_kernel": None,
+        "solver_step_kernel": "LDG.E.128",
         "norm_forward_kernel": "LDGSTS.E.BYPASS.128",  # to shared memory, past the registers
         "add_norm_forward_kernel": "LDG.E.128",
         "norm_backward_kernel": "LDGSTS.E.BYPASS.128",
@@ -424,6 +503,7 @@ def test_hot_kernels_move_sixteen_bytes(library, cuobjdump, kernels):
         "pool_forward_kernel": "LDG.E.128",
         "pool_choice_kernel": "LDG.E.128",
         "pool_gather_kernel": "LDG.E.128",
+        "mean_pool_kernel": "LDG.E.128",
     }
     hot = {k.name: k for k in kernels if k.arch == "90" and k.vectors}
     if not hot:

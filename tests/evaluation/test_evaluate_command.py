@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ncsn_fast import NCSN, NCSNConfig, ScoreModel, register
+from ncsn_fast import NCSN, NCSNConfig, ScoreCNN, ScoreModel, register
 from ncsn_fast.cli import main
 from ncsn_fast.data import load_digits
 from ncsn_fast.models import registry
+from ncsn_fast.models.sampling_settings import load_sampling, save_sampling
 from ncsn_fast.training import TrainingSettings, train
 
 CONFIG = NCSNConfig(in_channels=1, nf=4, num_classes=2, dilations=(1, 1, 1, 1), sigmas=(1.0, 0.2))
@@ -65,6 +66,50 @@ def test_data_of_ones_own(run, capsys, tmp_path):
     assert report["reference"] == 1540 and "held-out images" in report["sets"]
 
 
+def test_the_likelihood_of_a_network_of_any_sigma(capsys, tmp_path):
+    """And how samples are drawn comes from what is saved with the network."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
+    np.save(tmp_path / "bytes.npy", pixels)
+    torch.manual_seed(0)
+    network = ScoreCNN(1, nf=8, image_size=8, sigmas=(5.0, 0.5, 0.05))
+    settings = TrainingSettings(iterations=2, batch_size=4)
+    train(network, load_digits()[:40], settings, tmp_path / "run", verbose=False)
+    start = {"step": 0, "time": "2026-01-01T00:00:00+00:00", "machine": {"processor": "A"}}
+    records = [start, {"step": 1, "time": "2026-01-01T00:00:10+00:00"}]
+    start = {"step": 1, "time": "2026-01-01T01:00:00+00:00", "machine": {"processor": "B"}}
+    records += [start, {"step": 2, "time": "2026-01-01T01:00:05+00:00"}]
+    (tmp_path / "run" / "log.jsonl").write_text("\n".join(map(json.dumps, records)))
+    save_sampling(tmp_path / "run", {"sampler": "euler", "denoise": True})
+    command = ["evaluate", tmp_path / "run", "--data", tmp_path / "bytes.npy", "--likelihood", 4]
+    command += ["--heldout", tmp_path / "bytes.npy", "--n", 6, "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in command])
+    said = capsys.readouterr()
+    assert end.value.code == 0, said.err
+    report = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text())
+    assert report["sampling"]["sampler"] == "euler" and report["sampling"]["n_steps_each"] is None
+    assert report["training"] == {"steps": 2, "seconds": 15, "machine": {"processor": "B"}}
+    assert report["machine"]["device"] == "cpu"
+    found = report["bits_per_dim"]
+    assert set(found) == {"training images", "held-out images"}
+    for bits in found.values():
+        assert bits["images"] == 4 and 7 < bits["mean"] < 20 and 0 < bits["standard_error"] < 1
+        assert f"{bits['mean']:.3f}, standard error {bits['standard_error']:.3f}" in said.out
+
+
+def test_a_network_of_the_package(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(capsys, "digits", "--n", 10)[0] == 0
+    report = json.loads((tmp_path / "ncsn_digits" / "evaluation" / "report.json").read_text())
+    saved = load_sampling("digits")
+    assert report["sampling"]["step_lr"] == saved["step_lr"] and report["bits_per_dim"] is None
+    assert report["sampling"]["init_dist"] == "normal" and report["sampling"]["n_steps_each"] == 1
+    assert report["training"] is None
+    # The digits are 8x8, whatever the network.
+    status, _, error = evaluate(capsys, "fashion-mnist")
+    assert status == 2 and "the images of digits must be (1, 28, 28)" in error
+
+
 def test_mistakes(run, capsys, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 16, 16), np.uint8))
     for arguments, message in (
@@ -72,6 +117,7 @@ def test_mistakes(run, capsys, tmp_path):
         ([run, "--data", tmp_path / "a.npy"], "(N, 1, 8, 8)"),
         ([run, "--data", tmp_path / "nowhere"], "does not exist"),
         ([run, "--step-lr", "1", "--sampler", "pc"], "takes no step_lr"),
+        ([run, "--likelihood", "4"], "NCSN knows the levels of its ladder only"),
     ):
         status, _, error = evaluate(capsys, *arguments)
         assert status == 2 and message in error

@@ -60,8 +60,8 @@ columns_ = pytest.mark.parametrize("columns", [2, 3], ids=["plain", "plusplus"])
 
 @pytest.fixture(params=["native", "triton"])
 def backend(request) -> str:
-    """A fast backend; skips the test if it cannot serve both operators."""
-    for op in ("cond_instance_norm_elu", "max_pool5"):
+    """A fast backend; skips the test if it cannot serve all three operators."""
+    for op in ("cond_instance_norm_elu", "max_pool5", "avg_pool5"):
         reason = dispatch.why_not(request.param, op, "cuda")
         if reason is not None:
             pytest.skip(reason)
@@ -260,6 +260,25 @@ def test_pool_at_an_offset(backend, layout, start):
     (got,) = torch.autograd.grad(y, x, grad_y)
     on_cpu = (grad_y.double().cpu(), values.double().cpu(), "neg_inf")
     assert_gradient(got.cpu(), reference.max_pool5_backward(*on_cpu), values.dtype)
+
+
+@pytest.mark.parametrize("start", [MARGIN, MARGIN + 1], ids=["aligned", "misaligned"])
+@pytest.mark.parametrize("shape", [*SHAPES[:6], (2, 3, 100, 300)], ids=str)
+@pytest.mark.parametrize("dtype", [F32, BF16, F16, torch.float64], ids=str)
+@layouts
+def test_mean_pool(backend, dtype, shape, layout, start):
+    """The border counted, and the pool its own gradient; NaN around the input stays out."""
+    values = norm_inputs(shape, dtype, layout)[0]
+    size = values.numel() + 2 * MARGIN
+    memory = torch.full((size,), float("nan"), dtype=dtype, device="cuda")
+    x = memory.as_strided(values.shape, values.stride(), start)
+    x.copy_(values).requires_grad_()
+    y = ops.avg_pool5(x, backend=backend)
+    assert y.dtype == dtype and y.stride() == x.stride()
+    assert_forward(y.detach(), reference.avg_pool5(values.double()), dtype)
+    grad_y = gradient_like(values)
+    (got,) = torch.autograd.grad(y, x, grad_y)
+    assert_forward(got, reference.avg_pool5(grad_y.double()), dtype)
 
 
 # --- both -----------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ def test_wrong_labels_are_not_followed():
 def test_it_is_reached_by_name_alone(record_backends):
     """Through the public functions, with gradients; `auto` takes it nowhere."""
     x, weight, bias, residual = inputs(16, 16, (4, 5))
+    bias = bias.to(HALF)
     tensors = [t.detach().requires_grad_() for t in (x, weight, bias, residual)]
     with record_backends() as ran:
         y = ops.conv3x3(*tensors[:3], residual=tensors[3], dilation=2, conv_algo="gemm")
@@ -101,11 +102,14 @@ def test_it_is_reached_by_name_alone(record_backends):
     for a, b in zip(got, torch.autograd.grad(expected, wide, grad.double()), strict=True):
         assert_gradient(a, b, HALF)
     with record_backends() as ran:
-        ops.conv3x3(x, weight, bias.half())
+        ops.conv3x3(x, weight, bias)
     assert ("conv_direct", "triton") not in ran
     assert not algorithms.GEMM.pays(x, 1)
-    with pytest.raises(dispatch.BackendError, match="computes in float16, bfloat16, got float32"):
+    with pytest.raises(dispatch.BackendError, match="takes float16, bfloat16, got float32"):
         ops.conv3x3(x.float(), weight.float(), None, conv_algo="gemm")
+    with torch.autocast("cpu", HALF):  # its casts of the parameters
+        y = ops.conv3x3(x, weight.float(), bias.float(), conv_algo="gemm")
+    assert torch.equal(y, ops.conv3x3(x, weight, bias, conv_algo="gemm"))
     with pytest.raises(ValueError, match="3x3 pixels"):
         conv.conv_direct(x, weight[..., :1, :1], None, None, 1, False)
 

@@ -15,7 +15,7 @@ from support import philox_oracle as oracle
 from support import tolerances
 
 from ncsn_fast import ops
-from ncsn_fast.kernels import langevin_step, philox
+from ncsn_fast.kernels import langevin_step, philox, solver_step
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Full groups; groups that straddle channels; a short last group; several programs; no image at all.
@@ -132,6 +132,46 @@ def test_langevin_step(shape, dtype):
                 assert (np.abs(state.numpy() - expected) <= tolerances.NORMAL).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[:4:2], SHAPES[4], SHAPES[-1]], ids=str)
+def test_solver_step(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, score, old = (torch.randn(shape, generator=generator) for _ in range(3))
+    score = score.to(dtype)
+    seed, step, offset = 2**40 + 7, 9, 2**32 - 1
+    drawn = torch.from_numpy(oracle.normal(shape, seed, step, offset, oracle.STREAM_LANGEVIN))
+    table = torch.tensor([[9.0] * 5, [0.7, -0.4, 0.3, 1.3, 0.2]])
+    a, b, c, d, e = table[1].double()
+    for x_format in layouts(shape):
+        for score_format in layouts(shape):
+            for multistep, noisy in ((False, True), (True, True), (True, False)):
+                on_device = score_format != LAST
+                state, memory = poisoned(x, x_format)
+                previous, around = poisoned(old, x_format) if multistep else (None, memory)
+                solver_step.solver_step_(
+                    state,
+                    score.contiguous(memory_format=score_format),
+                    previous,
+                    table,
+                    0 if on_device else 1,
+                    torch.tensor(1) if on_device else None,
+                    noisy,
+                    seed,
+                    0 if on_device else step,
+                    torch.tensor(step) if on_device else None,
+                    offset,
+                )
+                assert_untouched(memory)
+                assert_untouched(around)
+                expected = a * x.double() + b * score.double() + c * noisy * drawn
+                if multistep:
+                    expected += e * old.double()
+                    torch.testing.assert_close(
+                        previous.double(), x.double() + d * score.double(), rtol=3e-7, atol=1e-6
+                    )
+                torch.testing.assert_close(state.double(), expected, rtol=3e-7, atol=1e-6)
+
+
 def test_clip_keeps_nan():
     x = torch.tensor([[3.0, -3.0, 0.5, float("nan"), float("inf"), -float("inf"), 1.0, 0.0]])
     zero = torch.zeros_like(x)
@@ -167,7 +207,9 @@ def test_public_functions(record_backends):
         seeded, explicit = x.clone(), x.clone()
         ops.langevin_step_(seeded, -x, 0.02, seed=2**64 - 1, step=4, clip=1.5, backend="triton")
         ops.langevin_step_(explicit, -x, 0.02, noise=z, clip=1.5, backend="triton")
-    assert {backend for _, backend in ran} == {"triton"} and len(ran) == 5
+        table = torch.tensor([[1.0, 0.02, 0.2, 0.0, 0.0]])
+        ops.solver_step_(x.clone(), -x, table, 0, seed=2**64 - 1, step=4, backend="triton")
+    assert {backend for _, backend in ran} == {"triton"} and len(ran) == 6
     assert (bits.numpy().view(np.uint32) == oracle.bits(shape, 2**64 - 1)).all()
     assert (u.numpy() == oracle.uniform(shape, 2**64 - 1)).all()
     assert np.abs(z.numpy() - oracle.normal(shape, 2**64 - 1, 4, 0, 1)).max() < tolerances.NORMAL

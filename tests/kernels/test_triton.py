@@ -30,6 +30,7 @@ from ncsn_fast.kernels import (  # noqa: E402
     max_pool5,
     philox,
     planes,
+    solver_step,
     tune,
     tuned,
 )
@@ -83,6 +84,23 @@ def langevin_variant(target, score: str = "fp32", noise: str | None = None, *fla
     return compile_kernel(langevin_step.langevin_step_kernel, target, types, constants)
 
 
+def solver_variant(target, score: str = "fp32", *flags: str):
+    """A variant of the solvers' kernel; MEMORY has the previous state, DEVICE reads both numbers there."""
+    types = {"x_ptr": "*fp32", "score_ptr": f"*{score}", "table_ptr": "*fp32"}
+    names = ("NOISY", "VECTOR", "X_LAST", "SCORE_LAST", "CHANNEL_MINOR", "WIDE")
+    constants: dict[str, object] = {"BLOCK": philox.GROUPS_PER_PROGRAM}
+    constants |= {name: name in flags for name in names}
+    device = "*i64" if "DEVICE" in flags else None
+    optional = {"previous_ptr": "*fp32" if "MEMORY" in flags else None}
+    optional |= {"level_ptr": device, "step_ptr": device}
+    for name, kind in optional.items():
+        if kind is None:
+            constants[name] = None
+        else:
+            types[name] = kind
+    return compile_kernel(solver_step.solver_step_kernel, target, types, constants)
+
+
 def philox_variant(target: GPUTarget, kind: int, *flags: str):
     names = ("VECTOR", "CHANNELS_LAST", "CHANNEL_MINOR", "WIDE")
     constants = {"BLOCK": philox.GROUPS_PER_PROGRAM, "KIND": kind}
@@ -108,6 +126,14 @@ LANGEVIN = {
     },
     "channels_last noise": ("fp32", "fp32", "X_LAST", "SCORE_LAST", "NOISE_LAST", "CHANNEL_MINOR"),
     "channels_last wide": ("fp32", None, "X_LAST", "SCORE_LAST", "CHANNEL_MINOR", "WIDE"),
+}
+SOLVER = {
+    **{f"vector {score}": (score, "VECTOR", "NOISY") for score in SCORES},
+    "vector memory": ("fp32", "VECTOR", "NOISY", "MEMORY", "DEVICE"),
+    "vector without noise": ("fp32", "VECTOR", "MEMORY", "WIDE"),
+    "generic": ("bf16", "NOISY", "MEMORY"),
+    "generic device": ("fp32", "NOISY", "DEVICE"),
+    "channels_last": ("bf16", "NOISY", "MEMORY", "X_LAST", "SCORE_LAST", "CHANNEL_MINOR"),
 }
 PHILOX = {
     "vector": ("VECTOR",),
@@ -138,6 +164,14 @@ def test_langevin_step_compiles(target, tmp_path):
             assert compiled.metadata.shared == 0
 
 
+def test_solver_step_compiles(target, tmp_path):
+    for name, variant in SOLVER.items():
+        compiled = solver_variant(target, *variant)
+        assembly = check(f"solver {name}", compiled, tmp_path, EXCHANGE)
+        if target.backend == "cuda" and "VECTOR" in variant:
+            assert "ld.global.v4.b32" in assembly and "st.global.v4.b32" in assembly
+
+
 def test_philox_compiles(target, tmp_path):
     for name, flags in PHILOX.items():
         for kind in range(3):
@@ -148,7 +182,10 @@ def test_philox_compiles(target, tmp_path):
                 assert compiled.metadata.shared == 0
 
 
-@pytest.mark.parametrize("kernel", [langevin_step.langevin_step_kernel, philox.philox_kernel])
+@pytest.mark.parametrize(
+    "kernel",
+    [langevin_step.langevin_step_kernel, philox.philox_kernel, solver_step.solver_step_kernel],
+)
 def test_no_value_compiles_a_kernel_anew(kernel):
     """No number is a constant of the kernel, nor specialised on being 1 or a multiple of 16."""
     if triton.knobs.runtime.interpret:

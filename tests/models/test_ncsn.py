@@ -23,6 +23,8 @@ from ncsn_fast.models.layers import (
     RefineBlock,
     ResidualConvUnit,
 )
+from ncsn_fast.ops import extension
+from ncsn_fast.ops.algorithms import has_matrix_unit
 
 K = 3
 SIGMAS = (1.0, 0.3, 0.1)
@@ -214,7 +216,10 @@ def test_autocast_gives_the_dtype_of_x():
             model(x.double(), y)
     assert score.dtype == loss.dtype == torch.float32
     expected = model(x, y)
-    assert 0 < (score - expected).norm() / expected.norm() < 0.1
+    # On a CPU without matrix units for 16 bits our convolutions stay in float32.
+    exact = extension.status("cpu") is None and not has_matrix_unit(torch.bfloat16)
+    assert torch.equal(score, expected) == exact
+    assert (score - expected).norm() / expected.norm() < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

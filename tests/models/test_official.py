@@ -17,6 +17,7 @@ from support.official_oracles import (
 )
 
 from ncsn_fast import load_official, load_pretrained, ops, save_official
+from ncsn_fast.benchmarks import plain_official
 from ncsn_fast.losses import (
     annealed_score_matching_loss,
     denoising_score_matching_loss,
@@ -335,17 +336,61 @@ def test_reference_and_layouts_agree(name):
     assert model(x, y).is_contiguous()
 
 
+def with_plain(name, nf, channels=3):
+    """A network and the same in plain PyTorch, no parameter of theirs at a value that hides a mistake."""
+    torch.manual_seed(nf)
+    model = NETWORKS[name](channels, nf, 3, sigmas=(3.0, 1.0, 0.3)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter) * parameter.std(correction=0))
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model, plain_official.network_like(model).double()
+
+
 @EACH
-@pytest.mark.parametrize("nf", [3, 5])
-@pytest.mark.parametrize("size", [(16, 24), (40, 16)], ids=str)
+@pytest.mark.parametrize(
+    ("nf", "channels", "size"),
+    [(3, 1, (16, 24)), (5, 2, (40, 16)), (7, 4, (24, 48)), (12, 3, (16, 72)), (16, 3, (56, 64))],
+    ids=str,
+)
 @torch.no_grad()
-def test_odd_widths_and_sizes_against_float64(name, nf, size):
-    model = NETWORKS[name](2, nf, 3, sigmas=(3.0, 1.0, 0.3)).eval()
-    x, labels = torch.rand(2, 2, *size), torch.tensor([0, 2])
-    score = model(x, labels)
-    with ops.use_backend("reference"):
-        expected = model.double()(x.double(), labels)
-    assert worst_sample(score, expected) < PER_SAMPLE
+def test_odd_widths_and_sizes_against_plain_pytorch(name, nf, channels, size):
+    model, plain = with_plain(name, nf, channels)
+    x, labels = torch.rand(2, channels, *size), torch.tensor([0, 2])
+    expected = plain(x.double(), labels)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        score = model(x.contiguous(memory_format=layout), labels)
+        assert worst_sample(score, expected) < PER_SAMPLE
+    # Levels are not mixed up: each sample is that of its own.
+    assert worst_sample(model(x[1:], labels[1:]), expected[1:]) < PER_SAMPLE
+
+
+@pytest.mark.parametrize("nf", [8, 11])
+@torch.no_grad()
+def test_images_of_256x256(nf):
+    model, plain = with_plain("ncsnv2_deepest", nf)
+    x, labels = torch.rand(1, 3, 256, 256), torch.tensor([1])
+    assert worst_sample(model(x, labels), plain(x.double(), labels)) < PER_SAMPLE
+
+
+@EACH
+@pytest.mark.parametrize(("nf", "size"), [(3, (16, 24)), (6, (24, 16))], ids=str)
+def test_gradients_of_odd_widths_and_sizes(name, nf, size):
+    """In float64: in float32 a maximum that rounding moves takes its gradient along."""
+    model, plain = with_plain(name, nf)
+    x, labels = torch.rand(2, 3, *size, dtype=torch.float64), torch.tensor([2, 0])
+    weight, found = torch.randn_like(x), []
+    for network in (model.double(), plain):
+        image = x.clone().requires_grad_()
+        network.zero_grad()
+        (network(image, labels) * weight).sum().backward()
+        found.append({k: p.grad for k, p in network.named_parameters()} | {"x": image.grad})
+    got, expected = found
+    assert set(got) == set(expected)
+    floor = 1e-3 * float(torch.stack([g.norm() for g in expected.values()]).norm())
+    for key, g in expected.items():
+        assert float((got[key] - g).norm()) <= 1e-9 * max(float(g.norm()), floor), key
 
 
 @EACH

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tolerances import WINOGRAD, relative_error
+from support.tolerances import TOLERANCES, WINOGRAD, relative_error
 
 from ncsn_fast import ops
-from ncsn_fast.ops import reference
+from ncsn_fast.ops import algorithms, reference
 
 CONV = torch.ops.ncsn_fast.conv3x3.default
 WEIGHT_GRADIENT = torch.ops.ncsn_fast.conv3x3_weight_gradient.default
@@ -70,10 +70,56 @@ def test_which_algorithm(record_backends):
     for case, expected in table.items():
         assert ran_by(*case, "auto") == expected, case
     assert ran_by(16, 32, 32, 1, "auto", torch.float64) == "composed"
-    with pytest.raises(RuntimeError, match="'winograd' cannot serve conv3x3: .* in float32, got"):
+    with pytest.raises(
+        RuntimeError, match="'winograd' cannot serve conv3x3: winograd takes float32"
+    ):
         ran_by(16, 32, 32, 1, "winograd", torch.float64)
     with pytest.raises(ValueError, match="conv_algo must be one of auto, direct, winograd"):
         ran_by(16, 32, 32, 1, "fft")
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("channels", [3, 20])  # direct, winograd
+def test_16_bits_are_computed_in_float32(channels, dtype, autocast, record_backends, monkeypatch):
+    """Where the processor has no matrix units for them; x comes back in its own dtype."""
+    monkeypatch.setattr(algorithms, "processor_flags", frozenset)
+    x, weight, bias, residual = inputs((2, channels, 16, 15), 6)
+    if not autocast:
+        x, weight, bias, residual = (t.to(dtype) for t in (x, weight, bias, residual))
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias, residual)]
+    with record_backends() as ran, torch.autocast("cpu", dtype, enabled=autocast):
+        y = ops.conv3x3(*leaves[:3], residual=leaves[3])
+    assert ran == [("conv_direct" if channels == 3 else "conv3x3", "native")]
+    assert y.dtype == x.dtype
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    expected = reference.conv3x3(*wide)
+    grads = torch.autograd.grad(y.double().square().sum(), leaves)
+    wants = torch.autograd.grad(expected.square().sum(), wide)
+    tolerance = WINOGRAD if autocast else TOLERANCES[dtype]  # autocast loses nothing
+    assert relative_error(y, expected) <= tolerance.forward
+    for grad, want in zip(grads, wants, strict=True):
+        assert grad.dtype == x.dtype and relative_error(grad, want) <= tolerance.gradient
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_16_bits_are_left_to_pytorch_on_a_processor_with_matrix_units(
+    dtype, record_backends, monkeypatch
+):
+    flags = frozenset({"avx2", "amx_bf16", "amx_fp16"})
+    monkeypatch.setattr(algorithms, "processor_flags", lambda: flags)
+    x, weight, bias, _ = inputs((2, 20, 16, 15), 6)
+    with record_backends() as ran:
+        half = ops.conv3x3(x.to(dtype), weight.to(dtype), bias.to(dtype))
+        with torch.autocast("cpu", dtype):
+            cast = ops.conv3x3(x, weight, bias)
+            double = ops.conv3x3(x.double(), weight.double(), bias.double())
+        ops.conv3x3(x.to(dtype), weight.to(dtype), None, backend="native")
+    assert half.dtype == cast.dtype == dtype and double.dtype == torch.float64
+    assert ran == [("conv3x3", "native")]
 
 
 def test_opcheck():

@@ -13,12 +13,13 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import info, ops, set_backend, use_backend
-from ncsn_fast.ops import dispatch, extension, schema
+from ncsn_fast.ops import algorithms, dispatch, extension, schema
 from ncsn_fast.ops.algorithms import (
     COMPOSED,
     COMPOSED_DIRECT,
     CONV_ALGORITHMS,
     DIRECT,
+    GEMM,
     WINOGRAD,
 )
 
@@ -77,8 +78,35 @@ def test_a_backend_that_cannot_serve_says_why():
     with pytest.raises(RuntimeError, match="'triton' cannot serve max_pool5: triton has no CPU"):
         ops.max_pool5(x, backend="triton")
     convolution = torch.zeros(3, 3, 3, 3)
-    with pytest.raises(RuntimeError, match="'triton' cannot serve cond_instance_norm_elu"):
+    with pytest.raises(RuntimeError, match="'triton' cannot serve norm_elu_conv3x3: triton has no"):
         ops.norm_elu_conv3x3(x, labels, weight, convolution, None, backend="triton")
+    for backend, dtype, why in (
+        ("triton", torch.float32, "triton has no CPU"),
+        ("native", torch.float64, "winograd takes float32, bfloat16, float16, got float64"),
+    ):
+        images, kernels = x.to(dtype), convolution.to(dtype)
+        for convolve in (ops.conv3x3, ops.elu_conv3x3, ops.conv3x3_mean_pool):
+            with pytest.raises(RuntimeError, match=f"'{backend}' cannot serve conv3x3: {why}"):
+                convolve(images, kernels, None, backend=backend)
+            with use_backend(backend, op="conv3x3"), pytest.raises(RuntimeError, match=why):
+                convolve(images, kernels, None)
+        with pytest.raises(RuntimeError, match=why):
+            ops.norm_elu_conv3x3(images, labels, weight, kernels, None, backend=backend)
+    with use_backend("triton"), pytest.raises(RuntimeError, match="triton has no CPU"):
+        ops.conv3x3(x, convolution, None)  # it is not there for any part
+    with pytest.raises(RuntimeError, match="must have one dtype, got float32, bfloat16"):
+        ops.conv3x3(x, convolution.bfloat16(), None, backend="native")
+
+
+def test_a_backend_for_all_operators_serves_the_parts_that_it_can(record_backends):
+    x, labels, weight = (
+        torch.ones(2, 3, 4, 4).double(),
+        torch.tensor([0]),
+        torch.ones(1, 6).double(),
+    )
+    with use_backend("native"), record_backends() as ran:
+        ops.norm_elu_conv3x3(x, labels, weight, torch.ones(3, 3, 3, 3).double(), None)
+    assert ran == [("cond_instance_norm_elu", "native")]  # and PyTorch's convolution of float64
 
 
 def test_a_compiled_function_follows_the_policy():
@@ -212,7 +240,7 @@ def test_info_as_text():
         f"ncsn_fast {ncsn_fast.__version__}",
         "kernels    cpu: loaded",
         "norm_elu_conv3x3",
-        "winograd                 native: device cpu, dtype float32",
+        "winograd                 native: device cpu, dtype float32, bfloat16, float16",
     ):
         assert line in result.stdout
     wrong = subprocess.run([*command, "--yaml"], capture_output=True, text=True)
@@ -227,7 +255,7 @@ def test_info_lists_every_operator_and_backend():
         assert facts["why_not"]["reference"] is None
     rows = info.collect()["conv_algorithms"]
     assert [row["conv_algo"] for row in rows] == ["winograd", "direct", "gemm", "direct"]
-    assert rows[0]["backend"] == "native" and rows[0]["dtype"] == "float32"
+    assert rows[0]["backend"] == "native" and rows[0]["dtype"] == "float32, bfloat16, float16"
 
 
 def test_kernels_of_other_schemas_are_refused(monkeypatch):
@@ -292,6 +320,41 @@ def test_what_is_composed_has_a_name_of_its_own():
     ]  # fmt: skip
     double = dispatch.select_convolution("conv3x3", None, "auto", 1, x.double(), weight.double())
     assert double is COMPOSED_DIRECT
+
+
+def test_the_matrix_product_serves_where_asked_for_or_measured(monkeypatch):
+    """On a machine that has it, which this one is made to look like."""
+    why_not = dispatch.why_not
+
+    def on_gpu(backend, op, device_type, *tensors):
+        if (backend, op) == ("triton", "conv_direct"):
+            return dispatch.LIMITS[op](*tensors) or dispatch.TRITON_LIMITS[op](*tensors)
+        return "it is a GPU" if backend == "native" else why_not(backend, op, device_type, *tensors)
+
+    monkeypatch.setattr(dispatch, "why_not", on_gpu)
+    x, weight = torch.zeros(1, 3, 4, 4).half(), torch.zeros(2, 3, 3, 3).half()
+
+    def chosen(backend, algorithm, x=x):
+        return dispatch.select_convolution("conv3x3", backend, algorithm, 1, x, weight, None, None)
+
+    for backend in (None, "auto", "triton"):
+        assert chosen(backend, "gemm") is GEMM
+    assert chosen(None, "auto") is chosen(None, "direct") is COMPOSED_DIRECT
+    norm = (x, torch.tensor([0]), torch.ones(1, 6), weight, None, None)  # its table stays float32
+    assert dispatch.select_convolution("norm_elu_conv3x3", None, "gemm", 1, *norm) is GEMM
+    for backend, x_, why in (
+        ("reference", x, "of triton, not of reference"),
+        (None, x.float(), "must have one dtype, got float32, float16"),
+    ):
+        with pytest.raises(dispatch.BackendError, match=f"'gemm' cannot serve conv3x3: .*{why}"):
+            chosen(backend, "gemm", x_)
+
+    monkeypatch.setattr(algorithms, "gemm_has_won", lambda *shape: shape == (3, 16, 1, torch.half))
+    assert chosen(None, "auto") is GEMM
+    assert chosen(None, "auto", x[..., :2]) is chosen(None, "direct") is COMPOSED_DIRECT
+    assert chosen("reference", "auto") is COMPOSED_DIRECT
+    with use_backend("reference"):
+        assert chosen(None, "auto") is COMPOSED_DIRECT and chosen(None, "gemm") is GEMM
 
 
 def test_another_thread_never_sees_half_a_policy():

@@ -107,7 +107,8 @@ sys.stdout.write(normal.tobytes().hex() + x.numpy().tobytes().hex())
 def test_simd_levels_agree_to_the_bit():
     """Every level that this CPU has, each in a process of its own: the level is chosen once."""
     results = {}
-    levels = extension.build_config()["simd_levels"]
+    build = extension.build_config()
+    levels = build["simd_levels"][: build["simd_levels"].index(build["simd_level"]) + 1]
     for wanted in levels:
         environment = os.environ | {"NCSN_FAST_SIMD": wanted}
         environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(__file__))

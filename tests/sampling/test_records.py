@@ -51,6 +51,7 @@ def test_defaults_in_words():
     assert samplers.option_default("step_lr") == "ald: 0.2 * sigma_K**2, cas: 1 * sigma_K**2"
     assert samplers.own_options("ald", SIGMAS, {})["step_lr"] == pytest.approx(0.2 * 0.8**2)
     assert samplers.option_help("step_lr").endswith("of ald, cas.")
+    assert samplers.option_default("churn_max") == "none"
 
 
 def test_functions_take_the_options_of_their_records():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ncsn_fast import NCSN, ScoreMLP, ops
+from ncsn_fast import NCSN, ScoreCNN, ScoreMLP, ops
 from ncsn_fast.data.points import GaussianMixture
 from ncsn_fast.sampling import (
     ScoreError,
@@ -223,6 +223,25 @@ def test_inpainting(name):
         step += name != "heun" or i % 2 == 1  # its two evaluations of a step see one noise
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_result_is_clamped_but_not_the_known_region(name):
+    """Whether a sampler clamps its steps or its end: a known value outside the range stays as it is."""
+    known, mask = torch.full((1, 1, 1, 1), 5.0), torch.zeros(4, 4, dtype=torch.bool)
+    mask[1] = True
+    if SAMPLERS[name].of == "sigma":
+        model, size = ScoreCNN(1, 8, 4, sigmas=LADDER), None
+        torch.nn.init.normal_(next(iter(model.parameters())), std=0.1)
+    else:
+        model, size = ncsn(), 4
+    few = SAMPLERS[name].level_count is not None
+    steps = {"passes": 5} if few else {"n_steps_each": 1}
+    steps |= {"step_lr": 0.5} if name == "ald" else {}
+    x = model.sample(2, size, sampler=name, clip=True, seed=0, known=known, mask=mask, **steps)
+    assert (x[..., mask] == 5).all()
+    rest = x[..., ~mask]
+    assert rest.abs().max() <= 1 and (rest.abs() == 1).any()
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_no_step_waits(name):
     """As many reads of a tensor's value, and copies between devices, for twelve levels as for four."""
@@ -318,6 +337,7 @@ def test_mistakes_of_one_solver():
         ({"churn": 1.0}, "takes a network over a continuous sigma"),
         ({"churn": 1.0, "conditions": [0, 1, 2, 3]}, "takes a network over a continuous sigma"),
         ({"churn_noise": 0.0}, "churn_noise must be positive"),
+        ({"churn_min": 2.0, "churn_max": 1.0}, "churn_min must be at most churn_max, 1, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             run("heun", **options)
@@ -419,7 +439,12 @@ def test_spacing_and_churn_reach_the_solver():
     assert asked[::2] == pytest.approx(spaced_sigmas(5.0, 0.1, 5, "karras"), rel=1e-5)
     asked.clear()
     model.sample(2, sampler="heun", passes=9, churn=1.0, seed=0)
-    raised = [1.2 * sigma for sigma in geometric(5, 5.0, 0.1)]
+    levels = geometric(5, 5.0, 0.1)
+    assert asked[::2] == pytest.approx([1.2 * sigma for sigma in levels], rel=1e-5)
+    asked.clear()
+    limits = {"churn": 1.0, "churn_min": 0.2, "churn_max": 2.0, "churn_noise": 1.01}
+    model.sample(2, sampler="heun", passes=9, seed=0, **limits)
+    raised = [1.2 * sigma if 0.2 <= sigma <= 2 else sigma for sigma in levels]
     assert asked[::2] == pytest.approx(raised, rel=1e-5)
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ncsn_fast import ScoreMLP
 from ncsn_fast.models.official import NCSNv2, NCSNv2Deeper, NCSNv2Deepest, OfficialNCSN
+from ncsn_fast.models.sampling_settings import check_tuned
 from ncsn_fast.schedules import make_sigmas
-from ncsn_fast.training.presets import preset_names, read_preset
-from ncsn_fast.training.published import official_settings
+from ncsn_fast.training.config import merge_config
+from ncsn_fast.training.presets import preset_names, read_few_passes, read_preset
+from ncsn_fast.training.published import few_pass_settings, official_settings
 from ncsn_fast.training.settings import TrainingSettings
 
 # Network, parameters, image size, channels, nf, levels, largest sigma, iterations, batch, learning rate, average.
@@ -40,6 +43,9 @@ SAMPLED = {
     "ncsnv2-tower": (3, 1.8e-6, True, 649.8, 3259),
     "ncsnv2-ffhq": (3, 9e-7, True, 1089.9, 6934),
 }
+# What is done to images: half of them mirrored (not digits), grey levels spread (for the networks of 2019).
+MIRRORED = set(TRAINED) - {"ncsn-mnist"}
+DEQUANTISED = {name for name in TRAINED if name.startswith("ncsn-")}
 SETTINGS = {field.name for field in dataclasses.fields(TrainingSettings)}
 
 
@@ -63,6 +69,8 @@ def test_published_settings(name):
         "num_classes": levels,
         "sigma_begin": begin,
         "sigma_end": 0.01,
+        **({"flips": True} if name in MIRRORED else {}),
+        **({"dequantise": True} if name in DEQUANTISED else {}),
     }
     assert (settings.iterations, settings.batch_size) == (steps, batch)
     # Their rate is constant, nothing is clipped, the average has its decay from the first step on.
@@ -83,6 +91,12 @@ def test_published_settings(name):
     with torch.device("meta"):
         model = network(channels, nf, levels)
     assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_takes_the_preset(name):
+    config = merge_config(preset=name, data="somewhere")
+    assert (config.flips, config.dequantise) == (name in MIRRORED, name in DEQUANTISED)
 
 
 def test_the_table_of_the_page_is_that_of_the_presets():
@@ -117,3 +131,19 @@ def test_settings_of_a_network_with_a_published_ladder(name):
 def test_ladder_of_2019():
     printed = [1, 0.5995, 0.3594, 0.2154, 0.1292, 0.0774, 0.0464, 0.0278, 0.0167, 0.01]
     torch.testing.assert_close(make_sigmas(1.0, 0.01, 10), torch.tensor(printed), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("ncsnv2")])
+def test_the_few_passes_of_the_fine_ladders(name):
+    """A setting that sample takes, apart from the paper's."""
+    few = few_pass_settings(name)
+    assert check_tuned(few) == few == read_few_passes(name)
+    assert few["passes"] < read_preset(name)["num_classes"]
+    assert "few_passes" not in read_preset(name)
+
+
+def test_no_few_passes():
+    with pytest.raises(ValueError, match="preset 'ncsn-mnist' has no setting for few passes"):
+        few_pass_settings("ncsn-mnist")
+    with pytest.raises(ValueError, match="this ScoreMLP's ladder has no setting for few passes"):
+        few_pass_settings(ScoreMLP(2, sigmas=(1.0, 0.1)))

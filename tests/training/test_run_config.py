@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ncsn_fast import NCSN, NCSNConfig, ScoreCNN, ScoreMLP
+from ncsn_fast.data import open_images
 from ncsn_fast.files import CheckpointError
 from ncsn_fast.models.sampling_settings import load_sampling
 from ncsn_fast.schedules import make_sigmas
@@ -86,12 +87,13 @@ def test_options_of_sampling_go_with_the_run(tmp_path):
 
 
 def test_images_are_brought_into_the_range_of_the_network():
-    images = torch.tensor([-1.0, 0.0, 1.0])
-    assert merge_config().in_range(images) is images
-    assert merge_config(network="ncsnv2").in_range(images).tolist() == [0.0, 0.5, 1.0]
-    assert merge_config(network="ncsnv2", rescaled=True).in_range(images) is images
+    assert merge_config().data_range == (-1, 1)
+    assert merge_config(network="ncsnv2").data_range == (0, 1)
+    assert merge_config(network="ncsnv2", rescaled=True).data_range == (-1, 1)
+    digits = open_images("digits", 8, 1, data_range=(0.0, 1.0))
+    assert digits.ends == (0.0, 1.0)
     with pytest.raises(ValueError, match="takes values of any range, such as logits"):
-        merge_config(network="ncsnv2", logit_transform=True).in_range(images)
+        merge_config(network="ncsnv2", logit_transform=True).data_range  # noqa: B018
 
 
 def test_a_file_goes_over_the_preset_and_arguments_over_both(tmp_path):
@@ -211,6 +213,27 @@ def test_a_ladder_that_is_not_geometric_is_kept_whole(tmp_path):
     other = merge_config(run=tmp_path, num_classes=4)
     assert len(other.network_config(IMAGES).sigmas) == 4
     assert merge_config(preset="digits", sigmas=[2, 1]).sigmas == (2.0, 1.0)
+
+
+def test_a_run_of_python_keeps_what_followed_from_the_data(tmp_path):
+    run = merge_config(nf=4, num_classes=3, sigma_end=0.1, iterations=1, batch_size=2)
+    random = torch.get_rng_state()
+    model = run.new_network(IMAGES)
+    assert torch.equal(random, torch.get_rng_state())  # weights are of the seed, not of torch's
+    assert torch.equal(model.end_conv.weight, run.new_network(IMAGES).end_conv.weight)
+    train(model, IMAGES, run.settings, tmp_path, verbose=False, config=run)
+    kept = merge_config(file=tmp_path / "config.toml")
+    assert (kept.image_size, kept.channels) == (6, 1)
+    assert kept.sigma_begin == run.resolved(IMAGES).sigma_begin
+    assert kept.network_config(IMAGES) == model.config
+
+
+def test_images_have_the_usual_size_where_none_is_given():
+    for data, size in (("digits", (8, 1)), ("digits:heldout", (8, 1)), ("photos", (32, 3))):
+        run = merge_config(data=data)
+        assert (run.image_size, run.channels) == size
+    run = merge_config(data="digits", image_size=16)
+    assert (run.image_size, run.channels) == (16, 1)  # for the reader to refuse
 
 
 def test_every_value_comes_back_from_the_file(tmp_path):

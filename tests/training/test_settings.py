@@ -16,8 +16,16 @@ from ncsn_fast.training import TrainingSettings
     ("field", "value"),
     [
         *(("iterations", 0), ("batch_size", 1.5), ("lr", -1.0), ("lr", float("nan"))),
-        *(("ema_decay", 1.0), ("lr_schedule", "linear"), ("seed", -1), ("warmup", True)),
+        *(("ema_decay", 1.0), ("lr_schedule", "triangular"), ("seed", -1), ("warmup", True)),
         *(("seed", 2**32), ("grad_clip", float("inf")), ("levels", None), ("weighting", 1)),
+        *(("optimizer", "sgd"), ("weight_decay", 0.1), ("accumulate", 3), ("bf16", 1)),
+        *(
+            ("ema_decays", (0.9, 1.0)),
+            ("ema_decays", "0.9"),
+            ("keep_last", 0),
+            ("objective", "nce"),
+        ),
+        *(("directions", 0), ("compile", "yes")),
         *(("ema_warmup", "false"), ("batch_size", np.bool_(True)), ("lr", torch.tensor(True))),
     ],
 )
@@ -29,7 +37,8 @@ def test_settings_refuse(field, value):
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainingSettings)])
 def test_a_value_of_another_type_is_told_by_the_fields_name(field):
     """As of a configuration file: a string for a number, nothing, a list."""
-    for value in ("1e-4", "10", [], {}, 1j, *([] if field == "ema_warmup" else [None])):
+    fine = {"ema_warmup": [None], "ema_decays": [[]]}.get(field, [])
+    for value in ("1e-4", "10", *(v for v in ([], None) if v not in fine), {}, 1j):
         with pytest.raises((TypeError, ValueError), match=f"{field} must be") as error:
             TrainingSettings(**{field: value})
         if isinstance(value, str):
@@ -70,8 +79,24 @@ def test_integers_are_the_same_for_networks_and_operators():
 def test_learning_rate():
     settings = TrainingSettings(iterations=100, lr=1.0, warmup=10, lr_schedule="constant")
     assert [settings.lr_at(s) for s in (0, 4, 9, 99)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    linear = dataclasses.replace(settings, lr_schedule="linear", warmup=0)
+    assert [linear.lr_at(s) for s in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0])
     cosine = dataclasses.replace(settings, lr_schedule="cosine", warmup=0)
     assert [cosine.lr_at(s) for s in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_settings_that_do_not_go_together():
+    for given, message in (
+        ({"batch_size": 6, "accumulate": 4}, "accumulate must divide batch_size, 6, got 4"),
+        ({"weight_decay": 0.1}, "weight_decay takes optimizer \"adamw\", got 0.1 with 'adam'"),
+        ({"objective": "ssm", "weighting": "learned"}, "objective 'ssm' takes the weighting"),
+        ({"objective": "ssm_vr", "compile": True}, "second derivatives, which torch.compile"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainingSettings(**given)
+    settings = TrainingSettings(ema_decay=0.9, ema_decays=[0.99, 0.9, 0.5])
+    assert settings.ema_decays == (0.5, 0.99)  # sorted, each once
+    assert settings.ema_decay_at(1000, 0.99) == 0.99
 
 
 def test_decay_of_the_average():

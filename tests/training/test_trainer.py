@@ -302,14 +302,6 @@ def test_two_runs_in_one_folder(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "losses.csv", "model"}
 
 
-def test_one_of_several_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="this is one of 2 processes"):
-        run(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    run(tmp_path)
-
-
 def test_images_refuse(tmp_path):
     with pytest.raises(ValueError, match=r"images must be floating point \(N, C, H, W\)"):
         run(tmp_path, images=IMAGES[0])

@@ -87,7 +87,7 @@ class Convolver {
     const int64_t first = begin->first, tiles = end[-1].first + end[-1].tiles - first;
     const int64_t stride = position_stride(tiles, channels);
     float* const v = thread_memory(Use::kSharedInputs, kPositions * stride);
-    torch::stable::parallel_for(0, end - begin, 1, [&](int64_t from, int64_t to) {
+    parallel_for(end - begin, 1, [&](int64_t from, int64_t to) {
       RowRing ring(shape_, input, channels, 1, most_, Use::kRows);
       for (const Strip* s = begin + from; s != begin + to; ++s) {
         transform_inputs(ring, *s, v + (s->first - first) * channels, stride);

@@ -74,12 +74,12 @@ std::tuple<Tensor, Tensor, Tensor> norm_elu_conv3x3(Tensor x, Tensor labels, Ten
   const PackedWeights weights(s, call.weights, kept_weights(s, packed));
   const Convolver convolver(s, weights, {y.mutable_data_ptr<float>(), call.bias, call.residual});
   const Statistics statistics(a.planes.geometry, values);
-  const int64_t threads = torch::stable::get_num_threads();
-  parallel_each(threads, [&](int64_t part) {
-    share_of(part, threads, statistics.parts(), [&](int64_t begin, int64_t end) {
+  const int64_t shares = Pool::kRangesPerThread * torch::stable::get_num_threads();
+  parallel_each(shares, [&](int64_t part) {
+    share_of(part, shares, statistics.parts(), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) statistics.measure(i);
     });
-    share_of(part, threads, convolver.parts(), [&](int64_t begin, int64_t end) {
+    share_of(part, shares, convolver.parts(), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) convolver.pack(i);
     });
   });

@@ -3,8 +3,6 @@
 
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #if defined(__linux__)
 #include <unistd.h>
 #endif
@@ -13,6 +11,8 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+
+#include "cpu/threads.h"
 
 namespace ncsn {
 
@@ -64,7 +64,7 @@ inline int64_t position_stride(int64_t rows, int64_t width) { return rows * widt
 // f(i) for 0 .. n - 1, spread over the threads in runs of consecutive numbers.
 template <typename F>
 void parallel_each(int64_t n, const F& f) {
-  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
   });
 }

@@ -61,7 +61,7 @@ class WeightGradient {
     float* const v = thread_memory(Use::kSharedInputs, kPositions * v_position);
     float* const d = thread_memory(Use::kGradients, (kPositions + 1) * d_position);
 
-    torch::stable::parallel_for(0, chunk.end - chunk.begin, 1, [&](int64_t from, int64_t to) {
+    parallel_for(chunk.end - chunk.begin, 1, [&](int64_t from, int64_t to) {
       RowRing inputs(shape_, input_, channels, 1, kTilesAtOnce, Use::kRows);
       RowRing gradients(grad_shape_, grad_, outputs, 0, kTilesAtOnce, Use::kGradientRows);
       const float* rows[kTileInputs];

@@ -7,7 +7,6 @@
 
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 
 #include "common/batch.h"
 #include "cpu/multiversion.h"
+#include "cpu/threads.h"
 
 namespace ncsn {
 namespace pool5 {
@@ -119,10 +119,9 @@ struct TaskRange {
 
 template <typename Pass>
 void run_tasks(const Pass& pass) {
-  torch::stable::parallel_for(0, pass.tasks.count(), pass.tasks.grain(),
-                              [&](int64_t begin, int64_t end) {
-                                run_simd(TaskRange<Pass>{pass, begin, end});
-                              });
+  parallel_for(pass.tasks.count(), pass.tasks.grain(), [&](int64_t begin, int64_t end) {
+    run_simd(TaskRange<Pass>{pass, begin, end});
+  });
 }
 
 }  // namespace pool5

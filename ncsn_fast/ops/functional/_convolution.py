@@ -53,16 +53,20 @@ def convolve(
         h = F.elu(x) if elu else x
         y = F.conv2d(h, weight, bias, padding=padding, dilation=dilation)
         return y if residual is None else y + residual
-    if algorithm is GEMM:  # as autocast does it
-        weight, bias, residual = (
-            t if t is None else t.to(x.dtype) for t in (weight, bias, residual)
-        )
+    # A CPU converts 16 bits; the matrix product takes them, and the parameters as autocast would have them.
+    dtype = x.dtype
+    within = dtype if algorithm is GEMM else torch.float32
+    x, weight, bias, residual = _in_dtype(within, x, weight, bias, residual)
     x, bias, residual, convert = _channels_last(x, bias, residual)
     if needs_gradient(x, weight, bias, residual):
         y = autograd.DirectConv.apply(x, weight, bias, residual, dilation, elu, algorithm.backend)
     else:
         y = operator("conv_direct", algorithm.backend)(x, weight, bias, residual, dilation, elu)
-    return y.contiguous() if convert else y
+    return (y.contiguous() if convert else y).to(dtype)
+
+
+def _in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def _channels_last(
@@ -89,6 +93,8 @@ def by_engine(
     algorithm: Algorithm,
 ) -> Tensor:
     """Norm, unless labels are None, ELU and 3x3 convolution at once."""
+    dtype = x.dtype
+    x, weight, bias, residual = _in_dtype(torch.float32, x, weight, bias, residual)
     x, bias, residual, convert = _channels_last(x, bias, residual)
     backend = algorithm.backend
     tensors = (x, labels, norm_weight, weight, bias, residual)
@@ -100,4 +106,4 @@ def by_engine(
     else:
         fused = operator("norm_elu_conv3x3", backend)
         y = fused(*tensors, dilation, eps, elu, packed_of(weight))[0]
-    return y.contiguous() if convert else y
+    return (y.contiguous() if convert else y).to(dtype)

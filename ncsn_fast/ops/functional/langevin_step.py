@@ -119,11 +119,11 @@ def langevin_step_(
         sample_offset,
         clip,
     )
-    _note_change(x)
+    note_change(x)
     return x
 
 
-def _note_change(x: Tensor) -> None:
+def note_change(x: Tensor) -> None:
     """Lets autograd see that x was written: a graph that saved it must refuse, not use the new values."""
     if not torch.compiler.is_compiling() and not x.is_inference():
         torch.autograd.graph.increment_version(x)

@@ -49,15 +49,17 @@ def norm_elu_conv3x3(
             convolution; ``"auto"``, the faster one by the size of the image and the channels. Elsewhere ``"auto"`` and
             ``"direct"`` are PyTorch's convolution; ``"gemm"`` is the Triton one, of float16 and bfloat16 on a GPU,
             which ``"auto"`` takes only where ``python -m ncsn_fast.kernels.tune`` has measured it faster.
-        backend: as in :func:`cond_instance_norm_elu`; where the unit is composed, it holds for its parts.
+        backend: as in :func:`cond_instance_norm_elu`; of the convolution, and of its parts where they run one by one.
 
     Returns:
-        ``(N, O, H, W)``. On a CPU in float32 a sample's result has the same bits whatever the batch, the layout and
-        the number of threads. Winograd's relative error is about 1e-6, twice that of a direct convolution. Inf in ``x``
-        may become NaN; what is not finite stays in its sample.
+        ``(N, O, H, W)``, in the dtype of ``x``. On a CPU without matrix units (AMX) 16 bits, also of autocast, are
+        computed in float32, which is faster there. On a CPU in float32 a sample's result has the same bits whatever the
+        batch, the layout and the number of threads. Winograd's relative error is about 1e-6, twice that of a direct
+        convolution. Inf in ``x`` may become NaN; what is not finite stays in its sample.
 
     Raises:
-        TypeError, ValueError, RuntimeError, IndexError: as the parts do.
+        TypeError, ValueError, RuntimeError, IndexError: as the parts do; a backend or an algorithm asked for that
+            cannot serve the call.
 
     Source: Winograd 1980; Lavin & Gray 2015 (arXiv:1509.09308).
     """

@@ -22,6 +22,7 @@ from .langevin_step import langevin_step_, noise_scale
 from .max_pool5 import max_pool5, max_pool5_backward
 from .norm_elu_conv3x3 import norm_elu_conv3x3, norm_elu_conv3x3_with_statistics
 from .philox import philox4x32, philox_bits, philox_normal, philox_uniform
+from .solver_step import solver_step_
 
 __all__ = [
     "add_norm_elu_with_statistics",
@@ -46,5 +47,6 @@ __all__ = [
     "philox_bits",
     "philox_normal",
     "philox_uniform",
+    "solver_step_",
     "statistics_dtype",
 ]
