@@ -132,7 +132,7 @@ class ConvTile(NamedTuple):
 LARGE, SMALL = ConvTile(128, 128, 64, 8, 4), ConvTile(64, 64, 64, 4, 4)
 AFTER_NORM = ConvTile(
     64, 64, 32, 8, 4
-)  # with 64 channels at a time the norm's numbers spill here or there
+)  # with 64 channels at a time the norm's numbers spill on some chips
 LEAST = 16  # of each side of a product
 MOST_POSITIONS = 2**31  # elements of a sample: offsets within one are of 32 bits
 

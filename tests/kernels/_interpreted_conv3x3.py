@@ -39,7 +39,7 @@ def exact(x, weight, bias, residual, dilation):
     return F.conv2d(x, weight, bias, padding=dilation, dilation=dilation) + residual.double()
 
 
-@pytest.mark.parametrize("dilation", [1, 2, 8])
+@pytest.mark.parametrize("dilation", [2, 8])
 def test_convolution_and_its_moments(dilation):
     """Of 90 positions, in tiles of 64 and 26; 20 channels and 18 outputs are not whole tiles either."""
     x, weight, bias, residual = inputs()

@@ -22,7 +22,7 @@ BF16, F16 = torch.bfloat16, torch.float16
 CASES = {
     "128 64x64 bf16": (256, 128, 64, False, BF16),
     "norm 128 32x32 bf16": (1, 128, 32, True, BF16),
-    "128 32x32 fp16": (256, 128, 32, False, F16),
+    "128 32x32 fp16": (256, 128, 32, False, F16),  # for sm_90 alone
 }
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
@@ -38,7 +38,7 @@ def test_interpreter():
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"8 passed", result.stdout) and "skipped" not in result.stdout
+    assert re.search(r"7 passed", result.stdout) and "skipped" not in result.stdout
 
 
 def launch_of(n, channels, size, norm, dtype):
@@ -70,9 +70,8 @@ def test_compiles_to_tensor_cores_without_spills(name, tmp_path, monkeypatch):
         compiled = launch_of(*CASES[case]).compile(TARGETS[name])
         assembly = check(f"conv {case}", compiled, tmp_path, MOST_SHARED[name])
         assert instruction[name] in assembly, case
-        if (
-            name != "gfx942"
-        ):  # the tiles of the product come 16 bytes at a time, past the registers or by way of them
+        # The product's tiles come 16 bytes at a time, past the registers or by way of them.
+        if name != "gfx942":
             assert re.search(r"cp\.async\S* .*0x10|ld\.global\S*\.v4\.b32", assembly), case
 
 
