@@ -10,15 +10,24 @@
 
 namespace ncsn {
 
-// 80 registers a thread let three blocks share a multiprocessor, as the tiles of 64 KiB do; 64, four. Clusters would spill.
+// Blocks that the forward kernels leave room for on a multiprocessor: 80 registers a thread let three share it, as the tiles
+// of 64 KiB do; 64, four. Clusters would spill, and so would float32 across channels for compute capability 12.
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, kCluster ? 2 : W > 1 && !kLast ? 4 : 3)
+constexpr int forward_blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+  if (kLast && W > 1 && sizeof(T) == 4) return 2;
+#endif
+  return kCluster ? 2 : W > 1 && !kLast ? 4 : 3;
+}
+
+template <typename T, int W, bool kLast, bool kCluster>
+__global__ void __launch_bounds__(kMaxThreads, (forward_blocks<T, W, kLast, kCluster>()))
     norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster, false>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, kCluster ? 2 : W > 1 && !kLast ? 4 : 3)
+__global__ void __launch_bounds__(kMaxThreads, (forward_blocks<T, W, kLast, kCluster>()))
     add_norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster, true>(args, this_thread(shared_memory));
 }
