@@ -1,4 +1,6 @@
-"""``python -m ncsn_fast.kernels.tune``: measures tile sizes of the norm on this GPU, for the table of ``tuned.py``.
+"""``python -m ncsn_fast.kernels.tune``: measures this GPU, for the table of ``tuned.py``.
+
+Tile sizes of the norm and of the convolution, and for which images the latter beats PyTorch's.
 
 Optional: without it the heuristics of ``planes.py`` hold. It changes speed alone; results stay within their tolerances.
 """
@@ -8,14 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 
 from . import planes, tuned
 from .cond_instance_norm_elu import cond_instance_norm_elu
 from .cond_instance_norm_elu_backward import cond_instance_norm_elu_backward
+from .conv3x3 import LARGE, SMALL, ConvTile, conv_direct
 from .planes import Tile
 
 BATCH = 256
@@ -95,6 +100,54 @@ def tune(
     return Tuned(best, seconds)
 
 
+class Convolution(NamedTuple):
+    """The fastest tile of the convolution, and the seconds of it and of PyTorch's by batch."""
+
+    best: ConvTile
+    seconds: dict[int, tuple[float, float]]
+
+
+def tune_convolution(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    dilation: int,
+    *,
+    batches: tuple[int, ...] = (1, BATCH),
+    clock: Callable[[Callable[[], object]], float] = on_gpu,
+    device: str = "cuda",
+) -> Convolution:
+    """Times tiles of ``conv3x3`` for images ``(C, H, W)``, and the best beside PyTorch's; saves both answers.
+
+    It has won if it is the faster one at every batch: the choice must not depend on it.
+    """
+    channels, spatial = shape[0], shape[1] * shape[2]
+    weight = torch.empty(channels, channels, 3, 3, dtype=dtype, device=device)
+    weight = weight.normal_().contiguous(memory_format=torch.channels_last)
+    entry = tuned.key(f"conv to {channels}", channels, spatial, True, dtype)
+    inputs = {
+        n: torch.empty(n, *shape, dtype=dtype, device=device)
+        .normal_()
+        .contiguous(memory_format=torch.channels_last)
+        for n in batches
+    }
+
+    def ours(n: int) -> float:
+        return clock(lambda: conv_direct(inputs[n], weight, None, None, dilation, False))
+
+    totals = {}
+    for tile in (SMALL, ConvTile(128, 64, 64, 4, 4), ConvTile(64, 128, 64, 4, 4), LARGE):
+        if tile.outputs <= max(64, channels) and tile.positions <= max(64, spatial):
+            with tuned.trial(entry, list(tile)):
+                totals[tile] = {n: ours(n) for n in batches}
+    best = min(totals, key=lambda tile: sum(totals[tile][n] / n for n in batches))
+    pad = {"padding": dilation, "dilation": dilation}
+    theirs = {n: clock(lambda n=n: F.conv2d(inputs[n], weight, **pad)) for n in batches}
+    won = all(totals[best][n] < theirs[n] for n in batches)
+    answer = tuned.conv_key(channels, spatial, dilation, dtype)
+    tuned.save({entry: list(best), answer: [int(won)]})
+    return Convolution(best, {n: (totals[best][n], theirs[n]) for n in batches})
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Tunes the shapes of the network, prints what it found, and says where it is kept."""
     parser = argparse.ArgumentParser(prog="python -m ncsn_fast.kernels.tune", description=__doc__)
@@ -117,6 +170,12 @@ def main(arguments: list[str] | None = None) -> int:
                             f"{entry}: {tuple(found.best)}, {gain:.2f}x of {tuple(base)}",
                             flush=True,
                         )
+    for size, dilation in product(SIZES[quick], (1, 2, 4, 8)):
+        for channels, dtype in product(CHANNELS, (torch.bfloat16, torch.float16)):
+            timed = tune_convolution((channels, size, size), dtype, dilation)
+            for n, (ours, theirs) in timed.seconds.items():
+                case = f"conv {n}x{channels}x{size}x{size} dilation {dilation} {dtype}"
+                print(f"{case}: {tuple(timed.best)}, {theirs / ours:.2f}x of PyTorch's", flush=True)
     print(f"kept in {tuned.path()}")
     return 0
 

@@ -42,6 +42,11 @@ def key(kernel: str, channels: int, spatial: int, last: bool, dtype: torch.dtype
     return f"{kernel} {channels}x{spatial} {layout} {dtype.itemsize} bytes"
 
 
+def conv_key(channels: int, spatial: int, dilation: int, dtype: torch.dtype) -> str:
+    """The entry that says whether the convolution beats PyTorch's: ``[1]`` or ``[0]``."""
+    return key(f"conv wins, dilation {dilation},", channels, spatial, True, dtype)
+
+
 def read() -> dict[str, Table]:
     """All tables, by machine; none if there is no file, or one that cannot be read."""
     try:

@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <map>
+#include <mutex>
 #include <optional>
 #include <tuple>
 
@@ -34,22 +36,24 @@ __global__ void __launch_bounds__(kWeightColumns * kWeightStrands)
   grad_weight_block<A>(args, this_thread(shared_memory));
 }
 
-DeviceLimits device_limits(const Tensor& x) {
-  const auto device = x.get_device_index();
+// Whether the code that runs on a device knows clusters: it may be an older architecture's, compiled by the driver.
+bool code_has_clusters(int device) {
+  static std::mutex mutex;
+  static std::map<int, bool> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const auto attribute = [&](cudaDeviceAttr which) {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, which, device), "asking for an attribute", device);
-    return value;
-  };
-  bool clusters = attribute(cudaDevAttrClusterLaunch) != 0;
-  if (clusters) {  // the code at hand may be an older architecture's, compiled by the driver
-    cudaFuncAttributes code = {};
-    check_cuda(cudaFuncGetAttributes(&code, affine_kernel<float>), "asking for a kernel", device);
-    clusters = code.ptxVersion >= 90;
-  }
-  return {attribute(cudaDevAttrMultiProcessorCount),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), clusters};
+  cudaFuncAttributes code = {};
+  check_cuda(cudaFuncGetAttributes(&code, affine_kernel<float>), "asking for a kernel", device);
+  return known[device] = code.ptxVersion >= 90;
+}
+
+DeviceLimits device_limits(const Tensor& x) {
+  const int device = x.get_device_index();
+  return {device_attribute<cudaDevAttrMultiProcessorCount>(device),
+          device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(device),
+          device_attribute<cudaDevAttrClusterLaunch>(device) != 0 && code_has_clusters(device)};
 }
 
 WeightTable weight_table(const Tensor& labels, const Tensor& weight, int64_t channels) {

@@ -26,7 +26,7 @@ struct NormBackwardArgs {
 // The shared memory of a block after its vectors: sums of two kinds, then the planes' numbers.
 inline int64_t backward_memory(const PlaneTiling& t, int element_size, int accumulator_size) {
   return t.tile_bytes(element_size, 2) +
-         static_cast<int64_t>(2 * t.slots() + 5) * t.planes() * accumulator_size;
+         static_cast<int64_t>(2 * t.slots + 5) * t.planes() * accumulator_size;
 }
 
 // What a thread needs to know of its planes.
@@ -95,7 +95,7 @@ NCSN_HD void norm_backward_block(const NormBackwardArgs<T>& a, const Thread& thr
   Vec<T, W>* const own_grad = own_x + held;
   auto* const sums = thread.template cells<A>(
       static_cast<unsigned>(2 * held * static_cast<int>(sizeof(Vec<T, W>))));
-  auto* const numbers = sums + 2 * tiling.slots() * planes;
+  auto* const numbers = sums + 2 * tiling.slots * planes;
 
   for (int64_t n = thread.block_y; n < g.samples; n += thread.blocks_y) {
     const int64_t begin = n * g.elements() + part.offset, at = n * g.channels + channel;

@@ -38,7 +38,7 @@ struct NormForwardArgs {
 // The shared memory of a block after its vectors: sums of two kinds, then the planes' numbers.
 inline int64_t forward_memory(const PlaneTiling& t, int element_size, int accumulator_size) {
   return t.tile_bytes(element_size, 1) +
-         static_cast<int64_t>(2 * t.slots() + 3) * t.planes() * accumulator_size;
+         static_cast<int64_t>(2 * t.slots + 3) * t.planes() * accumulator_size;
 }
 
 // y = elu((x - centre) * scale + shift) for a vector.
@@ -94,7 +94,7 @@ NCSN_HD void norm_forward_block(const NormForwardArgs<T>& a, const Thread& threa
   Vec<T, W>* const own = thread.template own<Vec<T, W>>() + thread.index();
   auto* const sums = thread.template cells<A>(
       static_cast<unsigned>(threads * tiling.items * static_cast<int>(sizeof(Vec<T, W>))));
-  auto* const numbers = sums + 2 * tiling.slots() * planes;
+  auto* const numbers = sums + 2 * tiling.slots * planes;
 
   A bias[kPlanes] = {};
   if constexpr (kSum) {

@@ -10,33 +10,42 @@
 
 namespace ncsn {
 
-// With 64 registers a block of 256 threads leaves room for three more; with more numbers a thread they would spill.
+// Blocks that the forward kernels leave room for on a multiprocessor: 80 registers a thread let three share it, as the tiles
+// of 64 KiB do; 64, four. Clusters would spill, and so would float32 across channels for compute capability 12.
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, W > 1 && !kLast && !kCluster ? 2 : 1)
+constexpr int forward_blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+  if (kLast && W > 1 && sizeof(T) == 4) return 2;
+#endif
+  return kCluster ? 2 : W > 1 && !kLast ? 4 : 3;
+}
+
+template <typename T, int W, bool kLast, bool kCluster>
+__global__ void __launch_bounds__(kMaxThreads, (forward_blocks<T, W, kLast, kCluster>()))
     norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster, false>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, (forward_blocks<T, W, kLast, kCluster>()))
     add_norm_forward_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_forward_block<T, W, kLast, kCluster, true>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     norm_apply_kernel(const __grid_constant__ NormForwardArgs<T> args) {
   norm_apply_block<T, W, kLast>(args, this_thread(nullptr));
 }
 
 template <typename T, int W, bool kLast, bool kCluster>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     norm_backward_kernel(const __grid_constant__ NormBackwardArgs<T> args) {
   norm_backward_block<T, W, kLast, kCluster>(args, this_thread(shared_memory));
 }
 
 template <typename T, int W, bool kLast>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     norm_backward_apply_kernel(const __grid_constant__ NormBackwardArgs<T> args) {
   norm_backward_apply_block<T, W, kLast>(args, this_thread(nullptr));
 }

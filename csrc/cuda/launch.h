@@ -11,6 +11,7 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <set>
 #include <utility>
@@ -38,6 +39,19 @@ inline void check_cuda(cudaError_t error, const char* what, int device) {
                   " failed: ", cudaGetErrorString(error));
 }
 
+// An attribute of a device, asked for once: the driver's answer takes longer than a small launch.
+template <cudaDeviceAttr which>
+int device_attribute(int device) {
+  static std::mutex mutex;
+  static std::map<int, int> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device), "asking for an attribute", device);
+  return known[device] = value;
+}
+
 struct LaunchShape {
   dim3 blocks, threads;
   int64_t shared = 0;  // bytes of dynamic shared memory
@@ -57,9 +71,7 @@ inline void allow_shared_memory(const void* kernel, const char* name, int device
   static std::set<std::pair<const void*, int>> allowed;
   const std::lock_guard<std::mutex> lock(mutex);
   if (allowed.count({kernel, device}) != 0) return;
-  int most = 0;
-  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name,
-             device);
+  const int most = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(device);
   cudaFuncAttributes code = {};
   check_cuda(cudaFuncGetAttributes(&code, kernel), name, device);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

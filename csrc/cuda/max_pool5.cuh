@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "cuda/pool5.cuh"
 
@@ -24,6 +25,49 @@ NCSN_HD float max_or_nan(float a, float b) {
 
 NCSN_HD double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
 
+// The same of two elements of 16 bits at once.
+template <typename T>
+NCSN_HD uint32_t max_or_nan_pair(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  uint32_t m;
+  if constexpr (std::is_same_v<T, torch::headeronly::Half>) {
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(m) : "r"(a), "r"(b));
+  } else {
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(m) : "r"(a), "r"(b));
+  }
+  return m;
+#else
+  T left[2], right[2];
+  memcpy(left, &a, sizeof a);
+  memcpy(right, &b, sizeof b);
+  for (int i = 0; i < 2; ++i) {
+    left[i] = static_cast<T>(max_or_nan(static_cast<float>(left[i]), static_cast<float>(right[i])));
+  }
+  memcpy(&a, left, sizeof a);
+  return a;
+#endif
+}
+
+template <typename T, int W>
+NCSN_HD Vec<T, W> max_or_nan(const Vec<T, W>& a, const Vec<T, W>& b) {
+  Vec<T, W> m;
+  if constexpr (sizeof(T) == 2 && W % 2 == 0) {
+    uint32_t left[W / 2], right[W / 2];
+    memcpy(left, &a, sizeof left);
+    memcpy(right, &b, sizeof right);
+#pragma unroll
+    for (int i = 0; i < W / 2; ++i) left[i] = max_or_nan_pair<T>(left[i], right[i]);
+    memcpy(&m, left, sizeof m);
+  } else {
+    using A = Accumulator<T>;
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+      m.v[i] = static_cast<T>(max_or_nan(static_cast<A>(a.v[i]), static_cast<A>(b.v[i])));
+    }
+  }
+  return m;
+}
+
 template <typename T>
 NCSN_HD T pool_border(bool zero) {
   using A = Accumulator<T>;
@@ -40,48 +84,31 @@ struct PoolForwardArgs {
 
 template <typename T, int W, bool kAlong>
 NCSN_HD void pool_forward_thread(const PoolForwardArgs<T>& a, int64_t thread) {
-  using A = Accumulator<T>;
   const PoolTiling& t = a.tiling;
   const PoolPlace place(t, thread);
   const T border = pool_border<T>(a.zero);
-  A maxima[kPoolWindow][W];  // of the last five rows
+  Vec<T, W> outside, maxima[kPoolWindow];  // of the last five rows
 #pragma unroll
-  for (int r = 0; r < kPoolWindow; ++r) {
+  for (int i = 0; i < W; ++i) outside.v[i] = border;
 #pragma unroll
-    for (int i = 0; i < W; ++i) maxima[r][i] = static_cast<A>(border);
-  }
+  for (int r = 0; r < kPoolWindow; ++r) maxima[r] = outside;
   for (int64_t row = place.first - kPoolReach; row < place.last + kPoolReach; ++row) {
 #pragma unroll
-    for (int r = 1; r < kPoolWindow; ++r) {
-#pragma unroll
-      for (int i = 0; i < W; ++i) maxima[r - 1][i] = maxima[r][i];
-    }
+    for (int r = 1; r < kPoolWindow; ++r) maxima[r - 1] = maxima[r];
+    Vec<T, W> m = outside;
     if (row >= 0 && row < t.rows) {
       const PoolRow<T, W, kAlong> values(t, place, a.x + place.at(t, row), border);
+      m = values.all(0);
 #pragma unroll
-      for (int i = 0; i < W; ++i) {
-        A m = static_cast<A>(values.at(i, 0));
-#pragma unroll
-        for (int dx = 1; dx < kPoolWindow; ++dx) {
-          m = max_or_nan(m, static_cast<A>(values.at(i, dx)));
-        }
-        maxima[kPoolWindow - 1][i] = m;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < W; ++i) maxima[kPoolWindow - 1][i] = static_cast<A>(border);
+      for (int dx = 1; dx < kPoolWindow; ++dx) m = max_or_nan(m, values.all(dx));
     }
+    maxima[kPoolWindow - 1] = m;
     const int64_t target = row - kPoolReach;
     if (target < place.first) continue;
-    Vec<T, W> y;
+    m = maxima[0];
 #pragma unroll
-    for (int i = 0; i < W; ++i) {
-      A m = maxima[0][i];
-#pragma unroll
-      for (int r = 1; r < kPoolWindow; ++r) m = max_or_nan(m, maxima[r][i]);
-      y.v[i] = static_cast<T>(m);
-    }
-    store(a.y + place.at(t, target), y);
+    for (int r = 1; r < kPoolWindow; ++r) m = max_or_nan(m, maxima[r]);
+    store(a.y + place.at(t, target), m);
   }
 }
 

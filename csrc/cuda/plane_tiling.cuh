@@ -21,7 +21,7 @@
 
 namespace ncsn {
 
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 256;  // of a block: three of them share a multiprocessor's registers, 80 for each thread
 constexpr int kMaxCluster = 8;  // blocks; what every GPU with clusters can do
 
 // A launch's shape for a kind of planes. The numbers are hypotheses until someone measures.
@@ -55,6 +55,8 @@ struct PlaneTiling {
   bool last;
   int width;           // elements of a vector
   int teams, ranks;    // powers of two; 32 threads at least
+  int together, slots; // ranks of a team that one warp holds, and how many warps' sums a plane has
+  int rank_bits, together_bits;  // logarithms: a thread divides by none of these
   int items;           // vectors of a thread, at most
   int chunks;          // of a plane
   int64_t slabs;       // of a sample
@@ -64,13 +66,6 @@ struct PlaneTiling {
   NCSN_HD int team_planes() const { return last ? width : 1; }
   NCSN_HD int planes() const { return teams * team_planes(); }
   NCSN_HD int threads() const { return teams * ranks; }
-  // Ranks of a team that one warp holds, and how many warps' sums a plane has.
-  NCSN_HD int warp_ranks() const {
-    const int warp = static_cast<int>(kWarp);
-    const int ranks_here = last ? (teams < warp ? warp / teams : 1) : warp;
-    return ranks_here < ranks ? ranks_here : ranks;
-  }
-  NCSN_HD int slots() const { return ranks / warp_ranks(); }
 
   // Elements of each plane in a chunk; 0 if there are more chunks than vectors.
   NCSN_HD int64_t chunk_size(int64_t chunk) const {
@@ -84,6 +79,12 @@ struct PlaneTiling {
 };
 
 inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+inline int bits_of_power(int power) {
+  int bits = 0;
+  while (int64_t{1} << bits < power) ++bits;
+  return bits;
+}
 
 inline int power_of_two(int64_t n, int64_t limit) {  // the first one from n on, at most limit
   int64_t p = 1;
@@ -136,9 +137,7 @@ inline PlaneTiling tile_planes(const Geometry& g, bool last, int width, int elem
   t.chunks = static_cast<int>(chunks);
   t.span = divide_up(t.count, chunks);
 
-  const int64_t most_ranks =
-      (t.span > 16 * rule.threads / few_teams ? kMaxThreads : rule.threads) / few_teams;
-  t.ranks = power_of_two(divide_up(t.span, 4), most_ranks);
+  t.ranks = power_of_two(divide_up(t.span, 4), rule.threads / few_teams);
   t.ranks = std::max(t.ranks, power_of_two(last ? width : t.count, rule.min_ranks));
   t.teams = static_cast<int>(
       std::min(std::max<int64_t>(rule.threads / t.ranks, few_teams), most_teams));
@@ -155,6 +154,11 @@ inline PlaneTiling tile_planes(const Geometry& g, bool last, int width, int elem
     t.items = static_cast<int>(divide_up(t.span, t.ranks));
   }
   t.slabs = divide_up(columns, t.teams);
+  constexpr int kLanes = static_cast<int>(kWarp);
+  t.together = std::min(t.last ? std::max(kLanes / t.teams, 1) : kLanes, t.ranks);
+  t.slots = t.ranks / t.together;
+  t.rank_bits = bits_of_power(t.ranks);
+  t.together_bits = bits_of_power(t.together);
   return t;
 }
 
@@ -162,9 +166,14 @@ inline PlaneTiling tile_planes(const Geometry& g, bool last, int width, int elem
 struct BlockPart {
   int64_t chunk, channel;  // the slab's first channel
 
-  NCSN_HD BlockPart(const PlaneTiling& t, unsigned block_x)
-      : chunk(block_x % static_cast<unsigned>(t.chunks)),
-        channel(static_cast<int64_t>(block_x / static_cast<unsigned>(t.chunks)) * t.planes()) {}
+  NCSN_HD BlockPart(const PlaneTiling& t, unsigned block_x) : chunk(0), channel(0) {
+    unsigned slab = block_x;
+    if (t.chunks > 1) {  // the one division there is
+      slab = block_x / static_cast<unsigned>(t.chunks);
+      chunk = block_x - slab * static_cast<unsigned>(t.chunks);
+    }
+    channel = static_cast<int64_t>(slab) * t.planes();
+  }
 };
 
 // A thread's part of that: `items` vectors, the first at `offset` from the sample's beginning, `stride` elements apart.
@@ -180,7 +189,7 @@ struct ThreadPart {
     const int64_t channel = block.channel + static_cast<int64_t>(team) * t.team_planes();
     const int64_t first = block.chunk * t.span + rank;
     const int64_t end = (block.chunk + 1) * t.span < t.count ? (block.chunk + 1) * t.span : t.count;
-    const int64_t mine = (end - first + t.ranks - 1) / t.ranks;
+    const int64_t mine = (end - first + t.ranks - 1) >> t.rank_bits;
     items = channel < g.channels && first < end ? static_cast<int>(mine) : 0;
     offset = t.last ? first * g.channels + channel : channel * g.spatial + first * t.width;
     stride = t.ranks * (t.last ? g.channels : static_cast<int64_t>(t.width));
@@ -192,7 +201,7 @@ struct ThreadPart {
 template <int K, int kPlanes, typename A, typename Cell, typename Thread>
 NCSN_HD void sum_in_warps(const PlaneTiling& t, const ThreadPart& part, const Thread& thread,
                           A (&sums)[K][kPlanes], Cell* cells) {
-  const int together = t.warp_ranks(), lanes = t.last ? t.teams : 1;
+  const int together = t.together, lanes = t.last ? t.teams : 1;
   for (int step = 1; step < together; step *= 2) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -202,21 +211,21 @@ NCSN_HD void sum_in_warps(const PlaneTiling& t, const ThreadPart& part, const Th
       }
     }
   }
-  if (part.rank % together != 0) return;
-  const int at = part.rank / together * t.planes() + part.team * kPlanes;
+  if ((part.rank & (together - 1)) != 0) return;
+  const int at = (part.rank >> t.together_bits) * t.planes() + part.team * kPlanes;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
-    for (int p = 0; p < kPlanes; ++p) cells[k * t.slots() * t.planes() + at + p] = sums[k][p];
+    for (int p = 0; p < kPlanes; ++p) cells[k * t.slots * t.planes() + at + p] = sums[k][p];
   }
 }
 
 // The k-th sum of a plane of the block, after a barrier.
 template <typename A, typename Cell>
 NCSN_HD A sum_of_plane(const PlaneTiling& t, const Cell* cells, int k, int plane) {
-  const Cell* first = cells + k * t.slots() * t.planes() + plane;
+  const Cell* first = cells + k * t.slots * t.planes() + plane;
   A sum = *first;
-  for (int s = 1; s < t.slots(); ++s) sum += static_cast<A>(first[s * t.planes()]);
+  for (int s = 1; s < t.slots; ++s) sum += static_cast<A>(first[s * t.planes()]);
   return sum;
 }
 

@@ -17,9 +17,11 @@
 namespace ncsn {
 
 constexpr int kPoolWindow = 5, kPoolReach = 2;
-constexpr int kPoolThreads = 256;
+constexpr int kPoolThreads = 256, kPoolFewThreads = 64;  // of a block; of one where there are too few for all SMs
 // Bands are cut until each multiprocessor has so many threads, but not to fewer rows than these.
 constexpr int64_t kPoolWishedThreads = 1024, kPoolLeastRows = 8;
+// Shorter bands read more rows twice; they are worth it as long as multiprocessors have nothing to do.
+constexpr int64_t kPoolShortestBand = 2;
 
 struct PoolTiling {
   int64_t images, rows, pixels, lanes;
@@ -27,8 +29,10 @@ struct PoolTiling {
   bool along;           // whether a vector lies along a row
   int64_t row_vectors;
   int64_t bands, band_rows;
+  int block;            // threads of a block
 
   NCSN_HD int64_t threads() const { return images * bands * row_vectors; }
+  NCSN_HD bool row_bits32() const { return pixels * lanes <= INT32_MAX; }  // places in a row
 };
 
 template <typename T>
@@ -48,6 +52,11 @@ PoolTiling tile_pool(int64_t samples, int64_t channels, int64_t rows, int64_t pi
   while (t.threads() < kPoolWishedThreads * multiprocessors && rows >= 2 * t.bands * kPoolLeastRows) {
     t.bands *= 2;
   }
+  while (t.threads() < int64_t{kPoolFewThreads} * multiprocessors &&
+         rows >= 2 * t.bands * kPoolShortestBand) {
+    t.bands *= 2;
+  }
+  t.block = t.threads() < int64_t{kPoolThreads} * multiprocessors ? kPoolFewThreads : kPoolThreads;
   t.band_rows = (rows + t.bands - 1) / t.bands;
   return t;
 }
@@ -59,13 +68,24 @@ struct PoolPlace {
   int64_t offset;  // of the vector from the beginning of its row
 
   NCSN_HD PoolPlace(const PoolTiling& t, int64_t thread) {
-    const int64_t i = thread % t.row_vectors, rest = thread / t.row_vectors;
-    const int64_t band = rest % t.bands;
-    image = rest / t.bands;
+    int64_t i, band;
+    if (t.threads() <= INT32_MAX) {  // a division of 64 bits takes a hundred instructions
+      const auto number = static_cast<uint32_t>(thread), bands = static_cast<uint32_t>(t.bands);
+      const uint32_t rest = number / static_cast<uint32_t>(t.row_vectors);
+      i = number - rest * static_cast<uint32_t>(t.row_vectors);
+      image = rest / bands;
+      band = rest - static_cast<uint32_t>(image) * bands;
+    } else {
+      const int64_t rest = thread / t.row_vectors;
+      i = thread - rest * t.row_vectors;
+      image = rest / t.bands;
+      band = rest - image * t.bands;
+    }
     first = band * t.band_rows;
     last = first + t.band_rows < t.rows ? first + t.band_rows : t.rows;
     offset = i * t.width;
-    pixel = offset / t.lanes;
+    pixel = t.row_bits32() ? static_cast<uint32_t>(offset) / static_cast<uint32_t>(t.lanes)
+                           : offset / t.lanes;
   }
 
   NCSN_HD int64_t at(const PoolTiling& t, int64_t row) const {
@@ -78,6 +98,14 @@ template <typename E, int W, bool kAlong>
 struct PoolRow {
   static constexpr int kSize = kAlong ? W + 2 * kPoolReach : W * kPoolWindow;
   E values[kSize];
+
+  // The neighbours of all elements, dx as below.
+  NCSN_HD Vec<E, W> all(int dx) const {
+    Vec<E, W> v;
+#pragma unroll
+    for (int i = 0; i < W; ++i) v.v[i] = at(i, dx);
+    return v;
+  }
 
   // The neighbour of element i, dx = 0 .. 4 for the pixels -2 .. 2 from it.
   NCSN_HD E at(int i, int dx) const { return values[kAlong ? i + dx : dx * W + i]; }

@@ -34,9 +34,9 @@ void for_tiling(const PoolTiling& t, const F& f) {
 }
 
 inline LaunchShape shape_of(const PoolTiling& t) {
-  const int64_t blocks = (t.threads() + kPoolThreads - 1) / kPoolThreads;
+  const int64_t blocks = (t.threads() + t.block - 1) / t.block;
   constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-  return {blocks_of(blocks < kMost ? blocks : kMost, 1), dim3(kPoolThreads)};
+  return {blocks_of(blocks < kMost ? blocks : kMost, 1), dim3(static_cast<unsigned>(t.block))};
 }
 
 inline bool is_aligned(const torch::stable::Tensor& t) {
@@ -45,10 +45,7 @@ inline bool is_aligned(const torch::stable::Tensor& t) {
 
 template <typename T>
 PoolTiling tiling_of(const torch::stable::Tensor& x, bool aligned) {
-  int multiprocessors = 0;
-  const int device = x.get_device_index();
-  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-             "asking for an attribute", device);
+  const int multiprocessors = device_attribute<cudaDevAttrMultiProcessorCount>(x.get_device_index());
   return tile_pool<T>(x.size(0), x.size(1), x.size(2), x.size(3), is_contiguous(x), aligned,
                       multiprocessors);
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .extension import constant
+from .measured import gemm_has_won
 
 # The backend of an operator that no kernel does all of: it is composed of parts, each of which has the backend that
 # serves it; the convolution among them is PyTorch's.
@@ -90,7 +91,8 @@ class Algorithm:
         name: what ``conv_algo`` calls it.
         backend: the backend whose kernel it is, or ``COMPOSED``.
         devices: the device types that it runs on; empty for every one.
-        dtypes: the dtypes that it takes; empty for every floating one. Those of 16 bits are computed in float32.
+        dtypes: the dtypes that it takes; empty for every floating one. On a CPU those of 16 bits are computed in
+            float32.
         pays: whether ``conv_algo="auto"`` takes it for an ``x (N, C, H, W)`` and a dilation, where it can run.
         when: the same in words.
     """
@@ -141,6 +143,14 @@ DIRECT = Algorithm(
     pays=lambda x, dilation: float32_pays(x),
     when="where winograd does not pay; 16 bits as there",
 )
+GEMM = Algorithm(
+    name="gemm",
+    backend="triton",
+    devices=("cuda",),
+    dtypes=(torch.float16, torch.bfloat16),
+    pays=lambda x, dilation: gemm_has_won(x.shape[1], x.shape[2:].numel(), dilation, x.dtype),
+    when="where `python -m ncsn_fast.kernels.tune` has measured it faster on this GPU",
+)
 # The same by PyTorch.
 COMPOSED_DIRECT = Algorithm(
     name="direct",
@@ -152,4 +162,4 @@ COMPOSED_DIRECT = Algorithm(
 )
 
 # In the order in which `auto` tries them.
-CONV_ALGORITHMS = (WINOGRAD, DIRECT, COMPOSED_DIRECT)
+CONV_ALGORITHMS = (WINOGRAD, DIRECT, GEMM, COMPOSED_DIRECT)

@@ -18,6 +18,7 @@ from . import extension
 from .algorithms import (
     COMPOSED,
     CONV_ALGORITHMS,
+    GEMM,
     WINOGRAD,
     Algorithm,
     dtype_of_call,
@@ -155,12 +156,20 @@ def _dense(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def _mixed(x: Tensor, *others: Tensor | None) -> str | None:
+    dtypes = dict.fromkeys(t.dtype for t in (x, *others) if t is not None)
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+        return f"its tensors must have one dtype, got {names_of(tuple(dtypes))}"
+    return None
+
+
 def _no_algorithm(backend: str, x: Tensor, *others: Tensor | None) -> str | None:
     """Why none of a backend's algorithms can serve a convolution of ``x`` with a weight, a bias and a residual."""
+    reason = _mixed(x, *others)
+    if reason is not None:
+        return reason
     device_type = x.device.type
     dtypes = dict.fromkeys(t.dtype for t in (x, *others) if t is not None)
-    if len(dtypes) > 1 and not torch.is_autocast_enabled(device_type):
-        return f"its tensors must have one dtype, got {names_of(tuple(dtypes))}"
     reasons = [
         [algorithm.why_not(device_type, dtype) for dtype in (dtype_of_call(x), *dtypes)]
         for algorithm in CONV_ALGORITHMS
@@ -189,6 +198,7 @@ LIMITS: dict[str, Callable[..., str | None]] = {
     "avg_pool5": _dense,
     "cond_instance_norm_elu": lambda x, labels, weight: _dense(x),
     "conv3x3": lambda x, *rest: _dense(x),
+    "conv_direct": lambda x, *rest: _dense(x) or _mixed(x, *rest),
     "langevin_step_": _dense,
     "max_pool5": _dense,
     "norm_elu_conv3x3": lambda x, *rest: _dense(x),
@@ -208,7 +218,15 @@ def _triton_norm(x: Tensor, *rest: Tensor | None) -> str | None:
 TRITON_LIMITS: dict[str, Callable[..., str | None]] = {
     "add_norm_elu": _triton_norm,
     "cond_instance_norm_elu": _triton_norm,
+    # Of the dtype alone: where Triton runs, and so its interpreter on a CPU, was settled before.
+    "conv_direct": lambda x, *rest: GEMM.why_not(GEMM.devices[0], x.dtype),
 }
+
+
+def _why_no_gemm(op: str, x: Tensor, *rest: Tensor | None) -> str | None:
+    """Why the matrix product cannot serve a convolution's tensors; None if it can."""
+    others = rest[2:] if op == "norm_elu_conv3x3" else rest
+    return transform() or why_not(GEMM.backend, "conv_direct", x.device.type, x, *others)
 
 
 def select_convolution(
@@ -224,13 +242,24 @@ def select_convolution(
     if conv_algo != "auto" and conv_algo not in names:
         known = ", ".join(("auto", *sorted(names)))
         raise ValueError(f"conv_algo must be one of {known}, got {conv_algo!r}")
+    x, choice = tensors[0], _choice_of(op, backend)
+    # Asked for by name: PyTorch, to fall back on, has neither this one nor the next.
+    if conv_algo == GEMM.name:
+        reason = _why_no_gemm(op, *tensors)
+        if backend not in (None, "auto", GEMM.backend):
+            reason = f"it is of {GEMM.backend}, not of {backend}"
+        if reason is not None:
+            raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
+        return GEMM
     chosen = select(op, backend, *tensors)
-    x = tensors[0]
-    if conv_algo == WINOGRAD.name:  # PyTorch has none to fall back on
+    if conv_algo == WINOGRAD.name:
         reason = transform() or why_not(WINOGRAD.backend, op, x.device.type, *tensors)
         if reason is not None:
             raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
         return WINOGRAD
+    if conv_algo == choice == "auto" and chosen == COMPOSED and not _being_written_down():
+        if GEMM.pays(x, dilation) and _why_no_gemm(op, *tensors) is None:
+            return GEMM
     # A backend that was asked for by the call: its first algorithm, whether it pays or not.
     return next(
         algorithm
@@ -270,6 +299,10 @@ def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) ->
     return reason
 
 
+def _choice_of(op: str, backend: str | None) -> str:
+    return _policy.get(op, _policy["*"]) if backend is None else _check_backend(backend)
+
+
 def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
     """The backend that serves this call; ``COMPOSED`` for one of ``COMPOSITES`` that no kernel serves as a whole.
 
@@ -279,7 +312,7 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         ValueError: there is no backend of that name.
     """
     plain = COMPOSED if op in COMPOSITES else "reference"
-    choice = _policy.get(op, _policy["*"]) if backend is None else _check_backend(backend)
+    choice = _choice_of(op, backend)
     reason = transform()
     if reason is not None:
         if choice in ("auto", "reference"):

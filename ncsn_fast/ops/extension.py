@@ -28,6 +28,7 @@ BUILD_COMMAND = "pip install --no-build-isolation ."
 TRITON_KERNELS = {
     "add_norm_elu": "cond_instance_norm_elu",
     "avg_pool5": "avg_pool5",
+    "conv_direct": "conv3x3",
     "cond_instance_norm_elu": "cond_instance_norm_elu",
     "cond_instance_norm_elu_backward": "cond_instance_norm_elu_backward",
     "langevin_step_": "langevin_step",

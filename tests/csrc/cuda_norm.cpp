@@ -211,7 +211,7 @@ extern "C" const char* tile(Call* call, int64_t tensors) {
     const auto is_power = [](int n) { return n > 0 && (n & (n - 1)) == 0; };
     require(is_power(t.teams) && is_power(t.ranks), "teams and ranks must be powers of two");
     require(t.threads() % static_cast<int>(kWarp) == 0, "part of a warp");
-    require(t.slots() * t.warp_ranks() == t.ranks, "ranks that are in no warp's sum");
+    require(t.slots * t.together == t.ranks, "ranks that are in no warp's sum");
     require(t.items * int64_t{t.ranks} >= t.span, "vectors that no thread has");
     require(t.chunks * t.span >= t.count && t.slabs * t.planes() >= call->channels, "planes left out");
     require((t.slabs - 1) * t.planes() < call->channels, "empty slabs");

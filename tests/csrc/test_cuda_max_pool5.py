@@ -100,4 +100,4 @@ def test_is_the_reference(library, dtype, shape, last, padding):
             axis = shape[3] if x.is_contiguous() else shape[1]
             fits = aligned and dtype != torch.float64 and axis % wide == 0
             assert tiling[:2] == [wide if fits else 1, fits and x.is_contiguous()]
-            assert (tiling[2] > 1) == (shape[2] >= 16 and multiprocessors > 0)
+            assert (tiling[2] > 1) == (shape[2] >= 4 and multiprocessors > 0)

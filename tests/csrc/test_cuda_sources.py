@@ -411,6 +411,7 @@ KERNELS = {
     "pool_forward_kernel": 10,
     "pool_choice_kernel": 10,
     "pool_gather_kernel": 10,
+    "mean_pool_kernel": 10,
 }
 
 
@@ -474,15 +475,19 @@ def test_the_library_holds_what_the_build_says(kernels):
 
 def test_no_kernel_spills(kernels):
     """Prints the table. What keeps the memory busy by many resident threads has a limit on its registers."""
-    limits = {"langevin_step_kernel": 64, "philox_kernel": 64, "norm_apply_kernel": 80}
-    limits["solver_step_kernel"] = 64
+    limits = {"langevin_step_kernel": 64, "philox_kernel": 64, "solver_step_kernel": 64}
+    limits |= {"norm_apply_kernel": 80, "norm_forward_kernel": 80, "add_norm_forward_kernel": 80}
+    limits |= {"pool_forward_kernel": 80}
     for k in sorted(kernels):
         kind = "16 bytes" if k.vectors else "element"
         print(f"sm_{k.arch:5} {k.stem:28} {kind:9} {k.registers:4} registers, {k.stack} B of stack")
         assert k.stack == 0, k
-        # Blocks of 512 threads; the pool's have 256.
-        assert k.registers <= (168 if k.stem.startswith("pool") else 128), k
-        if k.vectors and k.stem in limits:
+        # At least two blocks of 256 threads; and three, where nothing but the tile in shared memory sets a limit.
+        assert k.registers <= (168 if "pool" in k.stem else 128), k
+        # Of a cluster, or of float32 across channels on capability 12, two blocks of a norm.
+        two_blocks = "Lb[01]ELb1EE" if k.arch != "120" else "Lb[01]ELb1EE|kernelIfLi4ELb1E"
+        two_blocks = re.search(two_blocks, k.name)
+        if k.vectors and k.stem in limits and not two_blocks:
             assert k.registers <= limits[k.stem], k
 
 
@@ -500,6 +505,7 @@ def test_hot_kernels_move_sixteen_bytes(library, cuobjdump, kernels):
         "pool_forward_kernel": "LDG.E.128",
         "pool_choice_kernel": "LDG.E.128",
         "pool_gather_kernel": "LDG.E.128",
+        "mean_pool_kernel": "LDG.E.128",
     }
     hot = {k.name: k for k in kernels if k.arch == "90" and k.vectors}
     if not hot:

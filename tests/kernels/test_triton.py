@@ -253,6 +253,18 @@ def norm_launches(n, channels, size, dtype, last, plusplus, elu=True):
     )
 
 
+def sum_launches(n, channels, size, dtype, last, plusplus):
+    """What add_norm_elu launches: its gradient is that of the norm."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
+    weight = torch.empty(10, (3 if plusplus else 2) * channels, device="meta")
+    labels, bias = torch.empty(n, dtype=torch.int64, device="meta"), weight[0, :channels]
+    return launches_of(
+        cond_instance_norm_elu,
+        lambda: cond_instance_norm_elu.add_norm_elu(x, bias, x, labels, weight, 1e-5, True),
+    )
+
+
 def pool_launches(n, channels, size, dtype, last, padding="neg_inf"):
     layout = torch.channels_last if last else torch.contiguous_format
     x = torch.empty(n, channels, size, size, dtype=dtype, device="meta", memory_format=layout)
@@ -271,7 +283,7 @@ def mean_launches(n, channels, size, dtype, last):
 
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-# Sizes of the network, large and odd ones; the first six have every kernel, and are for every chip.
+# Sizes of the network, large and odd ones; the first eight have every kernel, and are for every chip.
 NETWORK = {
     "norm nhwc 32x32 bf16": partial(norm_launches, 256, 128, 32, BF16, True, False),
     "norm nchw 32x32 bf16": partial(norm_launches, 256, 128, 32, BF16, False, False),
@@ -279,15 +291,19 @@ NETWORK = {
     "norm++ nhwc 32x32 bf16": partial(norm_launches, 1, 128, 32, BF16, True, True),
     "pool nhwc 32x32 bf16": partial(pool_launches, 256, 128, 32, BF16, True),
     "mean nhwc 32x32 bf16": partial(mean_launches, 256, 128, 32, BF16, True),
+    "sum nhwc 32x32 bf16": partial(sum_launches, 256, 128, 32, BF16, True, False),
+    "sum++ nhwc 32x32 bf16": partial(sum_launches, 1, 128, 32, BF16, True, True),
     "norm nhwc 32x32 fp32": partial(norm_launches, 256, 128, 32, F32, True, False),
     "norm nchw 32x32 fp32": partial(norm_launches, 256, 128, 32, F32, False, False),
+    "sum nhwc 32x32 fp32": partial(sum_launches, 256, 128, 32, F32, True, False),
+    "sum nhwc 64x64 fp16": partial(sum_launches, 256, 128, 64, F16, True, False),
     "norm nhwc 28x28 bf16": partial(norm_launches, 256, 128, 28, BF16, True, False),
     "norm nchw 256x256 fp32": partial(norm_launches, 64, 32, 256, F32, False, False),
     "norm++ nchw 32x32 fp32": partial(norm_launches, 16, 128, 32, F32, False, True),
     "norm nhwc 33x33x130 bf16": partial(norm_launches, 16, 130, 33, BF16, True, False),
     "pool nchw 32x32 fp32 zero": partial(pool_launches, 256, 128, 32, F32, False, "zero"),
 }
-EVERYWHERE = tuple(NETWORK)[:6]
+EVERYWHERE = tuple(NETWORK)[:8]
 # Bytes. A tile that changed its layout by way of shared memory would take tens of KiB.
 MOST_SHARED = {"cuda": 8192, "hip": 16384}
 
@@ -304,7 +320,8 @@ def test_network_compiles(target, tmp_path):
             vectors = "32x32" in name and launch.name != "weight_gradient_kernel"
             if target.backend == "cuda" and vectors:
                 assert re.search(r"ld\.global\S*\.v4\.b32", assembly), name
-                if launch.name not in ("statistics_kernel", "gradient_sums_kernel", "place_kernel"):
+                unstored = ("statistics_kernel", "gradient_sums_kernel", "place_kernel")
+                if launch.name not in unstored or launch.types.get("z_ptr"):
                     assert re.search(r"st\.global\S*\.v4\.b32", assembly), name
 
 

@@ -13,12 +13,13 @@ import torch
 
 import ncsn_fast
 from ncsn_fast import info, ops, set_backend, use_backend
-from ncsn_fast.ops import dispatch, extension, schema
+from ncsn_fast.ops import algorithms, dispatch, extension, schema
 from ncsn_fast.ops.algorithms import (
     COMPOSED,
     COMPOSED_DIRECT,
     CONV_ALGORITHMS,
     DIRECT,
+    GEMM,
     WINOGRAD,
 )
 
@@ -253,7 +254,7 @@ def test_info_lists_every_operator_and_backend():
         assert set(facts["why_not"]) == set(dispatch.BACKENDS)
         assert facts["why_not"]["reference"] is None
     rows = info.collect()["conv_algorithms"]
-    assert [row["conv_algo"] for row in rows] == ["winograd", "direct", "direct"]
+    assert [row["conv_algo"] for row in rows] == ["winograd", "direct", "gemm", "direct"]
     assert rows[0]["backend"] == "native" and rows[0]["dtype"] == "float32, bfloat16, float16"
 
 
@@ -319,6 +320,41 @@ def test_what_is_composed_has_a_name_of_its_own():
     ]  # fmt: skip
     double = dispatch.select_convolution("conv3x3", None, "auto", 1, x.double(), weight.double())
     assert double is COMPOSED_DIRECT
+
+
+def test_the_matrix_product_serves_where_asked_for_or_measured(monkeypatch):
+    """On a machine that has it, which this one is made to look like."""
+    why_not = dispatch.why_not
+
+    def on_gpu(backend, op, device_type, *tensors):
+        if (backend, op) == ("triton", "conv_direct"):
+            return dispatch.LIMITS[op](*tensors) or dispatch.TRITON_LIMITS[op](*tensors)
+        return "it is a GPU" if backend == "native" else why_not(backend, op, device_type, *tensors)
+
+    monkeypatch.setattr(dispatch, "why_not", on_gpu)
+    x, weight = torch.zeros(1, 3, 4, 4).half(), torch.zeros(2, 3, 3, 3).half()
+
+    def chosen(backend, algorithm, x=x):
+        return dispatch.select_convolution("conv3x3", backend, algorithm, 1, x, weight, None, None)
+
+    for backend in (None, "auto", "triton"):
+        assert chosen(backend, "gemm") is GEMM
+    assert chosen(None, "auto") is chosen(None, "direct") is COMPOSED_DIRECT
+    norm = (x, torch.tensor([0]), torch.ones(1, 6), weight, None, None)  # its table stays float32
+    assert dispatch.select_convolution("norm_elu_conv3x3", None, "gemm", 1, *norm) is GEMM
+    for backend, x_, why in (
+        ("reference", x, "of triton, not of reference"),
+        (None, x.float(), "must have one dtype, got float32, float16"),
+    ):
+        with pytest.raises(dispatch.BackendError, match=f"'gemm' cannot serve conv3x3: .*{why}"):
+            chosen(backend, "gemm", x_)
+
+    monkeypatch.setattr(algorithms, "gemm_has_won", lambda *shape: shape == (3, 16, 1, torch.half))
+    assert chosen(None, "auto") is GEMM
+    assert chosen(None, "auto", x[..., :2]) is chosen(None, "direct") is COMPOSED_DIRECT
+    assert chosen("reference", "auto") is COMPOSED_DIRECT
+    with use_backend("reference"):
+        assert chosen(None, "auto") is COMPOSED_DIRECT and chosen(None, "gemm") is GEMM
 
 
 def test_another_thread_never_sees_half_a_policy():

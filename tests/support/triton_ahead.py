@@ -18,6 +18,7 @@ from triton.runtime import JITFunction
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 POINTERS = {
@@ -72,7 +73,7 @@ class Launch:
         for parameter in kernel.params:
             value = values[parameter.name]
             special = isinstance(value, int) and not parameter.do_not_specialize
-            if parameter.is_constexpr or (special and value == 1):
+            if parameter.is_constexpr or value is None or (special and value == 1):
                 self.constants[parameter.name] = value
             elif isinstance(value, torch.Tensor):
                 self.types[parameter.name] = POINTERS[value.dtype]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autograd
-from ..algorithms import COMPOSED, WINOGRAD, Algorithm
+from ..algorithms import COMPOSED, GEMM, WINOGRAD, Algorithm
 from ..autograd import needs_gradient
 from ..checks import FLOATING, check_shape, check_tensor
 from ..packing import packed_of
@@ -53,8 +53,10 @@ def convolve(
         h = F.elu(x) if elu else x
         y = F.conv2d(h, weight, bias, padding=padding, dilation=dilation)
         return y if residual is None else y + residual
+    # A CPU converts 16 bits; the matrix product takes them, and the parameters as autocast would have them.
     dtype = x.dtype
-    x, weight, bias, residual = _in_float32(x, weight, bias, residual)
+    within = dtype if algorithm is GEMM else torch.float32
+    x, weight, bias, residual = _in_dtype(within, x, weight, bias, residual)
     x, bias, residual, convert = _channels_last(x, bias, residual)
     if needs_gradient(x, weight, bias, residual):
         y = autograd.DirectConv.apply(x, weight, bias, residual, dilation, elu, algorithm.backend)
@@ -63,8 +65,8 @@ def convolve(
     return (y.contiguous() if convert else y).to(dtype)
 
 
-def _in_float32(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if tensor is None else tensor.float() for tensor in tensors)
+def _in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def _channels_last(
@@ -92,7 +94,7 @@ def by_engine(
 ) -> Tensor:
     """Norm, unless labels are None, ELU and 3x3 convolution at once."""
     dtype = x.dtype
-    x, weight, bias, residual = _in_float32(x, weight, bias, residual)
+    x, weight, bias, residual = _in_dtype(torch.float32, x, weight, bias, residual)
     x, bias, residual, convert = _channels_last(x, bias, residual)
     backend = algorithm.backend
     tensors = (x, labels, norm_weight, weight, bias, residual)

@@ -37,7 +37,7 @@ def elu_conv3x3(
             convolution. ELU is monotone and 0 at 0, so that it may come before or after.
         dilation: of the convolution; its zero padding is the same, so that the size stays.
         residual: ``(N, O, H, W)``, added to the result, or None.
-        conv_algo: ``"winograd"``, ``"direct"`` or ``"auto"``, as in :func:`ncsn_fast.ops.norm_elu_conv3x3`.
+        conv_algo: ``"winograd"``, ``"direct"``, ``"gemm"`` or ``"auto"``, as in :func:`ncsn_fast.ops.norm_elu_conv3x3`.
         backend: ``"native"``, ``"reference"``, ``"auto"``; None for the policy.
 
     Returns:

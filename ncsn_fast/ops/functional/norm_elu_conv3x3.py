@@ -46,8 +46,9 @@ def norm_elu_conv3x3(
         eps: added to the variance.
         elu: False leaves out the activation.
         conv_algo: on a CPU, in float32: ``"winograd"``, the fused engine, F(4x4, 3x3); ``"direct"``, a direct
-            convolution; ``"auto"``, the faster one by the size of the image and the channels. Elsewhere all but the
-            first are PyTorch's convolution.
+            convolution; ``"auto"``, the faster one by the size of the image and the channels. Elsewhere ``"auto"`` and
+            ``"direct"`` are PyTorch's convolution; ``"gemm"`` is the Triton one, of float16 and bfloat16 on a GPU,
+            which ``"auto"`` takes only where ``python -m ncsn_fast.kernels.tune`` has measured it faster.
         backend: as in :func:`cond_instance_norm_elu`; of the convolution, and of its parts where they run one by one.
 
     Returns:
