@@ -242,3 +242,9 @@ def test_the_page_names_files_that_are_there():
     samplers = (ROOT / PACKAGE / "sampling" / "samplers.py").read_text(encoding="utf-8")
     registry = (ROOT / PACKAGE / "models" / "registry.py").read_text(encoding="utf-8")
     assert "\nSAMPLERS" in samplers and "\nNETWORKS" in registry
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest would refuse to collect the second one of a run."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names == sorted(set(names))

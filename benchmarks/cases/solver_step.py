@@ -39,7 +39,6 @@ def by_hand(x: Tensor, score: Tensor, previous: Tensor) -> Outputs:
 
 def peers(shape: tuple[int, ...], settings: Settings) -> Iterator[Peer]:
     device = settings.device
-    table = torch.tensor([ROW], device=device)
 
     def place(layout: str) -> tuple[Tensor, ...]:
         tensors = placed(inputs(shape), device, torch.float32, layout)
@@ -69,7 +68,7 @@ def peers(shape: tuple[int, ...], settings: Settings) -> Iterator[Peer]:
         )
 
     def ours(layout: str, backend: str) -> Prepared:
-        tensors = place(layout)
+        tensors, table = place(layout), torch.tensor([ROW], device=device)
 
         def step(x: Tensor, score: Tensor, previous: Tensor) -> Outputs:
             given = {"previous": previous, "seed": SEED, "backend": backend}

@@ -226,7 +226,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             tolerance=tolerance_of(dtype, backward=True, network=True),
             flops=3 * forward_flops(n, nf, size),
         )
-    for n in batches:
+    for n in batches if torch.float32 in settings.network_dtypes else ():
         yield Case(
             suite="train",
             group="training",

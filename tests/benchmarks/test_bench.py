@@ -472,11 +472,13 @@ def test_every_row_has_its_own_key_and_every_case_something_to_do(find_cases, de
         assert all((case.bytes > 0) != (case.flops > 0) for case in cases)
         for case in cases:
             layouts = set(peers.LAYOUTS) if len(case.shape) == 4 else {"contiguous"}
+            if case.name == "loop":  # a whole loop takes the faster one
+                layouts = {"channels_last"}
             assert {p.layout for p in case.peers if p.name == "eager"} == layouts
     assert len(quick) < len(full)
-    assert {case.group for case in quick} | {"RefineBlock", "points"} == {
-        case.group for case in full
-    }
+    slow = {"RefineBlock", "points", "style transfer"}
+    slow |= {"ncsnv2-celeba", "ncsnv2-bedroom", "ncsnv2-ffhq"}
+    assert {case.group for case in quick} | slow == {case.group for case in full}
 
 
 def test_options_choose_suites_batches_and_dtypes(find_cases):
