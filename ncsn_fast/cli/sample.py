@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.ranges import to_image_range
 from ..models.base import ScoreModel
-from ..models.sampling_settings import load_sampling
+from ..models.sampling_settings import load_sampling, load_tuned
 from ..models.shipped import shipped_names
 from ..sampling import auto, samplers
 from ..sampling import to_folder as sharded
@@ -179,8 +179,10 @@ def sample_command(
         given = {"step_lr": step_lr, "snr": snr, "predictor": predictor, "passes": passes}
         given |= {"levels": levels, "corrector_steps": corrector_steps, "churn": churn}
         given |= {"churn_min": churn_min, "churn_max": churn_max, "churn_noise": churn_noise}
-        if sampler not in (None, auto.AUTO):
-            samplers.check_options(sampler, given)
+        named = _sampler_of(source, sampler, given, steps)
+        if named != auto.AUTO:
+            samplers.check_options(named, given)
+            _check_clip(named, clip)
         write = writer(out, file_format)
         check_pictures({"--out": out, "--grid": grid, "--strip": strip, "--gif": gif})
         model, size = load_image_network(source, where, weights)
@@ -254,15 +256,12 @@ def drawing_options(
     clip: bool,
 ) -> tuple[str, dict[str, Any]]:
     """The sampler, and the options of ``model.sample``: as given, else as saved, else the defaults."""
-    if sampler is None:
-        few = given["passes"] is not None or (model.tuned and not _asks_for_steps(given, steps))
-        sampler = auto.AUTO if few else load_sampling(source).get("sampler", "ald")
+    sampler = _sampler_of(source, sampler, given, steps)
     if sampler == auto.AUTO:
         n_levels = None if "sigma" in model.scores() else len(model.sigmas)
         sampler, given = auto.resolve(sampler, given, n_levels, model.tuned)
         typer.echo(f"sampler auto: {auto.in_words(sampler, given)}", err=True)
-    if clip and not samplers.SAMPLERS[sampler].clips_every_step:
-        raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
+    _check_clip(sampler, clip)
     held = load_sampling(source)
     if held.pop("sampler", "ald") != sampler:
         held = {}  # of another sampler
@@ -276,6 +275,20 @@ def drawing_options(
         options[name] = options[name] if value is None else value
     own = samplers.own_options(sampler, model.sigmas.tolist(), given)
     return sampler, {**options, "sampler": sampler, **own}
+
+
+def _sampler_of(source: Path, sampler: str | None, given: dict[str, Any], steps: int | None) -> str:
+    """The sampler that was asked for; without one, "auto" where a few passes are wanted, else the saved one."""
+    if sampler is not None:
+        return sampler
+    if given["passes"] is not None or (load_tuned(source) and not _asks_for_steps(given, steps)):
+        return auto.AUTO
+    return load_sampling(source).get("sampler", "ald")
+
+
+def _check_clip(sampler: str, clip: bool) -> None:
+    if clip and not samplers.SAMPLERS[sampler].clips_every_step:
+        raise ValueError(f"sampler {sampler!r} clamps at the end only: it takes no --clip")
 
 
 def _asks_for_steps(given: dict[str, Any], steps: int | None) -> bool:

@@ -41,7 +41,8 @@ OPERATORS = (
 # Operators that are made of others where no kernel does them at once. `select` answers COMPOSED for them where it would
 # answer "reference" for any other: which backend ran is then a question to the parts. So a network runs on the CUDA or
 # the Triton kernels by one `set_backend`, though the convolution is PyTorch's there.
-COMPOSITES = ("add_norm_elu", "conv3x3", "norm_elu_conv3x3")
+CONVOLUTIONS = ("conv3x3", "norm_elu_conv3x3")
+COMPOSITES = ("add_norm_elu", *CONVOLUTIONS)
 
 # The order in which `auto` tries the backends. Triton on the CPU is its interpreter: only on request.
 AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference")}
@@ -157,9 +158,13 @@ def _dense(*tensors: Tensor | None) -> str | None:
 
 
 def _mixed(x: Tensor, *others: Tensor | None) -> str | None:
-    dtypes = dict.fromkeys(t.dtype for t in (x, *others) if t is not None)
-    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
-        return f"its tensors must have one dtype, got {names_of(tuple(dtypes))}"
+    for other in others:
+        if (
+            other is not None
+            and other.dtype != x.dtype
+            and not torch.is_autocast_enabled(x.device.type)
+        ):
+            return f"its tensors must have one dtype, got {names_of((x.dtype, other.dtype))}"
     return None
 
 
@@ -168,10 +173,14 @@ def _no_algorithm(backend: str, x: Tensor, *others: Tensor | None) -> str | None
     reason = _mixed(x, *others)
     if reason is not None:
         return reason
-    device_type = x.device.type
-    dtypes = dict.fromkeys(t.dtype for t in (x, *others) if t is not None)
+    dtypes = [t.dtype for t in (x, *others) if t is not None]
+    return _why_no_algorithm(backend, x.device.type, dtype_of_call(x), *dtypes)
+
+
+@extension.constant  # torch.compile would take seconds to trace it for every convolution of a network
+def _why_no_algorithm(backend: str, device_type: str, *dtypes: torch.dtype) -> str | None:
     reasons = [
-        [algorithm.why_not(device_type, dtype) for dtype in (dtype_of_call(x), *dtypes)]
+        [algorithm.why_not(device_type, dtype) for dtype in dict.fromkeys(dtypes)]
         for algorithm in CONV_ALGORITHMS
         if algorithm.backend == backend
     ]
@@ -291,7 +300,7 @@ def why_not(backend: str, op: str, device_type: str, *tensors: Tensor | None) ->
     if not tensors:
         return None
     reason = LIMITS[op](*tensors)
-    if reason is None and op in COMPOSITES:
+    if reason is None and op in CONVOLUTIONS:
         others = tensors[3:] if op == "norm_elu_conv3x3" else tensors[1:]
         reason = _no_algorithm(backend, tensors[0], *others)
     if reason is None and backend == "triton" and op in TRITON_LIMITS:
