@@ -334,9 +334,9 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         reason = why_not(choice, op, device_type, *tensors)
         if reason is None:
             return choice
-        # Chosen for all operators, it serves those parts that it has kernels for.
-        of_all = backend is None and op not in _policy
-        if of_all and op in COMPOSITES and _why_absent(choice, device_type) is None:
+        # Chosen for all operators, it serves those parts that it has kernels for. A sum is no part to ask a kernel for.
+        of_parts = (backend is None and op not in _policy) or op not in CONVOLUTIONS
+        if of_parts and op in COMPOSITES and _why_absent(choice, device_type) is None:
             return plain
         raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
     if _being_written_down():  # a graph that runs without this package
