@@ -15,7 +15,7 @@ namespace {
 using torch::stable::Tensor;
 
 template <Access access, typename Score>
-__global__ void __launch_bounds__(kThreadsPerBlock, 5)
+__global__ void __launch_bounds__(kThreadsPerBlock, 4)
     solver_step_kernel(const __grid_constant__ SolverArgs args, const __grid_constant__ Grid grid) {
   solver_step_thread<access, Score>(
       args, thread_work(grid, blockIdx.x, blockIdx.y, threadIdx.x, threadIdx.y));
