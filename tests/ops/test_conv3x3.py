@@ -74,7 +74,7 @@ def test_which_algorithm(record_backends):
         RuntimeError, match="'winograd' cannot serve conv3x3: winograd takes float32"
     ):
         ran_by(16, 32, 32, 1, "winograd", torch.float64)
-    with pytest.raises(ValueError, match="conv_algo must be one of auto, direct, winograd"):
+    with pytest.raises(ValueError, match="conv_algo must be one of auto, direct, gemm, winograd"):
         ran_by(16, 32, 32, 1, "fft")
 
 
