@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ncsn_fast.cli.options import DIGITS, load_image_network, read_data
+from ncsn_fast.cli.options import DIGITS, load_image_network, open_data
 from ncsn_fast.evaluation.tuning import Distances
 
 from . import quality, quality_report
@@ -71,7 +71,9 @@ def run(
                 raise ValueError(f"{path} must say how large its images are")
             if distances is None:
                 channels = model.sample_shape[0]
-                distances = Distances(*(read_data(d, size[0], channels) for d in (data, heldout)))
+                distances = Distances(
+                    *(open_data(d, size[0], channels)[:] for d in (data, heldout))
+                )
             model = model.to(memory_format=torch.channels_last)
             quality.measure_network(results, path.name, model, size, distances, **arguments)
     if results.held["points"]:

@@ -262,10 +262,19 @@ def test_pool_at_an_offset(backend, layout, start):
     assert_gradient(got.cpu(), reference.max_pool5_backward(*on_cpu), values.dtype)
 
 
-@pytest.mark.parametrize("start", [MARGIN, MARGIN + 1], ids=["aligned", "misaligned"])
-@pytest.mark.parametrize("shape", [*SHAPES[:6], (2, 3, 100, 300)], ids=str)
-@pytest.mark.parametrize("dtype", [F32, BF16, F16, torch.float64], ids=str)
-@layouts
+@matrix(
+    "dtype, shape, layout, start",
+    [F32, BF16, F16, torch.float64],
+    [*SHAPES[:6], (2, 3, 100, 300)],
+    LAYOUTS,
+    [MARGIN, MARGIN + 1],
+    telling=[
+        (BF16, (8, 128, 32, 32), NHWC, MARGIN),
+        (F32, (8, 128, 32, 32), NCHW, MARGIN),
+        (F16, (3, 8, 33, 31), NCHW, MARGIN + 1),
+        (torch.float64, (2, 3, 5, 7), NHWC, MARGIN + 1),
+    ],
+)
 def test_mean_pool(backend, dtype, shape, layout, start):
     """The border counted, and the pool its own gradient; NaN around the input stays out."""
     values = norm_inputs(shape, dtype, layout)[0]
