@@ -3,7 +3,7 @@
 #   make test       all tests
 #   make lint       ruff
 #   make bench      the benchmarks, a few representative cases; ncsn-fast bench without --quick runs them all
-#   make report     tables and figures of docs/ anew, from benchmarks/results/
+#   make report     tables and figures of README.md and docs/ anew, from benchmarks/results/
 #   make docs       the documentation as a site, into build/site/html
 #   make wheels     the wheel of this platform, into dist/, tried in an empty environment of each of PYTHONS
 #   make sanitize   the tests of the C++ kernels in a build that checks memory and undefined behaviour (gcc, Linux)
@@ -43,7 +43,7 @@ bench: $(VENV)/.installed
 
 report: $(VENV)/.installed
 	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json \
-		--document docs/getting_started.md --document docs/performance.md --document docs/examples.md \
+		--document README.md --document docs/getting_started.md --document docs/performance.md --document docs/examples.md \
 		--document docs/operators.md
 
 docs: $(VENV)/.installed

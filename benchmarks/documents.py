@@ -164,16 +164,26 @@ NOT_MEASURED = "Not measured yet on any device."
 
 def summary(sources: Sources) -> str:
     """One table of our speed-ups on every device, at the smallest and the largest batch of each work."""
-    groups, files = {}, []
-    for device in _devices(sources, lambda r: r.suite != "model" or r.group == NETWORK):
-        files += device.files
+    devices = _devices(sources, lambda r: r.suite != "model" or r.group == NETWORK)
+    if not devices:
+        return NOT_MEASURED
+    links = ", ".join(sources.link(name) for device in devices for name in device.files)
+    return f"{_speed_ups(devices)}\n\n{SUMMARY_LEGEND}\nAll cases: {links}."
+
+
+def headline(sources: Sources) -> str:
+    """The same of the documented network alone: its pass, a training step, sampling."""
+    devices = _devices(sources, lambda r: r.group in (NETWORK, "training", "sampling"))
+    return _speed_ups(devices) if devices else NOT_MEASURED
+
+
+def _speed_ups(devices: Iterable[_Device]) -> str:
+    groups = {}
+    for device in devices:
         for dtype in dict.fromkeys(comparison.case.dtype for comparison in device.cases):
             cases = [comparison for comparison in device.cases if comparison.case.dtype == dtype]
             groups[f"{device.title}, {dtype}"] = cases
-    if not groups:
-        return NOT_MEASURED
-    links = ", ".join(sources.link(name) for name in files)
-    return f"{summary_table(groups)}\n\n{SUMMARY_LEGEND}\nAll cases: {links}."
+    return summary_table(groups)
 
 
 SUMMARY_LEGEND = """\
@@ -202,6 +212,7 @@ BLOCKS: dict[str, Block] = {
     "demo": demo,
     "points": points,
     "summary": summary,
+    "headline": headline,
     "operators": _cases(lambda r: r.suite == "ops"),
     "network": _cases(lambda r: r.suite in ("model", "train") and r.group != ELSEWHERE),
     "elsewhere": _cases(lambda r: r.group == ELSEWHERE),

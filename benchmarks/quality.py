@@ -228,14 +228,16 @@ def measure_checkerboard(
     points, begin, end, levels = Checkerboard(), 5.0, 0.02, 10
     ladder = spaced_sigmas(begin, end, levels)
 
+    def at_level(x: Tensor, level: int) -> Tensor:
+        return points.score(x, ladder[level])
+
     def drawn(options: Options, seed: int) -> Tensor:
         own, name = dict(options), options["sampler"]
         kind = own.pop("init_dist", "prior")
         init = initial_state((samples, 2), "normal", seed=seed) * (begin if kind == "prior" else 1)
         del own["sampler"]
         if name == "ald":
-            score = lambda x, level: points.score(x, ladder[level])  # noqa: E731
-            return annealed_langevin(score, init, ladder, **own, seed=seed)
+            return annealed_langevin(at_level, init, ladder, **own, seed=seed)
         count = SAMPLERS[name].level_count(own.pop("passes"), {"corrector_steps": 0, **own})
         sigmas = spaced_sigmas(begin, end, count, own.pop("levels", "log"))
         return SAMPLERS[name].function(

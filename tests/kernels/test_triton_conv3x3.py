@@ -13,6 +13,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
+# Only now: they import triton.
 from support.triton_ahead import TARGETS, check, launches_of  # noqa: E402
 
 from ncsn_fast.kernels import conv3x3, tune, tuned  # noqa: E402

@@ -270,8 +270,11 @@ def two_processes(folder: Path) -> dict[str, object]:
         ended(forked(lambda name=name: training(folder / name, steps), log))
         for name in ("half", "alone")
     ]
+
     # A network some of whose weights take no part, and a batch in parts.
-    image = lambda name: training(folder / name, 4, images=True, accumulate=2)  # noqa: E731
+    def image(name: str) -> None:
+        training(folder / name, 4, images=True, accumulate=2)
+
     images = [
         ended(pid) for pid in together([lambda: image("images"), lambda: image("images")], log)
     ]
@@ -332,7 +335,10 @@ def refused(folder: Path) -> dict[str, object]:
             "MASTER_PORT": server.getsockname()[1],
         }
         port = ended(forked(lambda: training(folder / "port", 4), folder / "port.log", **busy))
-    work = lambda: training(folder / "three", 4, batch_size=5)  # noqa: E731
+
+    def work() -> None:
+        training(folder / "three", 4, batch_size=5)
+
     odd = [ended(pid) for pid in together([work, work], folder / "odd.log")]
     return {
         "port": [port, (folder / "port.log").read_text()[-2000:]],
