@@ -19,8 +19,7 @@ from .philox import (
     interleave4,
     launch_shape,
     next_place,
-    normals_of,
-    philox_words,
+    sampler_normals,
     vector_lanes,
 )
 
@@ -103,19 +102,10 @@ def langevin_step_kernel(
         step_size = tl.load(step_size_ptr)
     noise_scale = tl.sqrt_rn(step_size * 2.0)
     if noise_ptr is None:
-        if step_ptr is not None:
-            step_word = tl.load(step_ptr).to(tl.uint32)
-        else:
-            step_word = step.to(tl.uint32, bitcast=True)
-        a, b, c, d = philox_words(
-            seed_lo,
-            seed_hi,
+        z0, z1, z2, z3 = sampler_normals(
+            seed_lo, seed_hi, step, step_ptr, sample, sample_offset,
             (channel * spatial + position) // 4,
-            sample.to(tl.uint32) + sample_offset.to(tl.uint32, bitcast=True),
-            step_word,
-            1,  # the stream of Langevin noise
-        )
-        z0, z1, z2, z3 = normals_of(a, b, c, d)
+        )  # fmt: skip
     else:
         z0, z1, z2, z3 = 0.0, 0.0, 0.0, 0.0
     if VECTOR:

@@ -94,6 +94,18 @@ def normals_of(w0, w1, w2, w3):
 
 
 @triton.jit
+def sampler_normals(seed_lo, seed_hi, step, step_ptr, sample, sample_offset, group):
+    """The noise of a sampler's step, stream 1: four normals; ``step_ptr``, if any, is read for the step."""
+    if step_ptr is not None:
+        step_word = tl.load(step_ptr).to(tl.uint32)
+    else:
+        step_word = step.to(tl.uint32, bitcast=True)
+    place = sample.to(tl.uint32) + sample_offset.to(tl.uint32, bitcast=True)
+    a, b, c, d = philox_words(seed_lo, seed_hi, group, place, step_word, 1)
+    return normals_of(a, b, c, d)
+
+
+@triton.jit
 def interleave4(a, b, c, d):
     """Four blocks ``(B,)`` to one ``(4 B,)``: a0 b0 c0 d0 a1 b1 ..."""
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))

@@ -19,8 +19,7 @@ from .philox import (
     interleave4,
     launch_shape,
     next_place,
-    normals_of,
-    philox_words,
+    sampler_normals,
     vector_lanes,
 )
 
@@ -96,19 +95,10 @@ def solver_step_kernel(
     d = tl.load(row + 3)
     e = tl.load(row + 4)
     if NOISY:
-        if step_ptr is not None:
-            step_word = tl.load(step_ptr).to(tl.uint32)
-        else:
-            step_word = step.to(tl.uint32, bitcast=True)
-        word0, word1, word2, word3 = philox_words(
-            seed_lo,
-            seed_hi,
+        z0, z1, z2, z3 = sampler_normals(
+            seed_lo, seed_hi, step, step_ptr, sample, sample_offset,
             (channel * spatial + position) // 4,
-            sample.to(tl.uint32) + sample_offset.to(tl.uint32, bitcast=True),
-            step_word,
-            1,  # the stream of Langevin noise
-        )
-        z0, z1, z2, z3 = normals_of(word0, word1, word2, word3)
+        )  # fmt: skip
     else:
         z0 = tl.zeros([BLOCK], tl.float32)
         z1 = z0

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/dtype.h"
 #include "cuda/block.cuh"
@@ -59,6 +60,17 @@ PoolTiling tile_pool(int64_t samples, int64_t channels, int64_t rows, int64_t pi
   t.block = t.threads() < int64_t{kPoolThreads} * multiprocessors ? kPoolFewThreads : kPoolThreads;
   t.band_rows = (rows + t.bands - 1) / t.bands;
   return t;
+}
+
+// Calls f(width, along) with what a tiling says as constants.
+template <typename T, typename F>
+void for_tiling(const PoolTiling& t, const F& f) {
+  if constexpr (!std::is_same_v<T, double>) {
+    constexpr std::integral_constant<int, kWide<T>> wide = {};
+    if (t.along) return f(wide, std::true_type());
+    if (t.width > 1) return f(wide, std::false_type());
+  }
+  f(std::integral_constant<int, 1>(), std::false_type());
 }
 
 // A thread's vector in the rows first .. last - 1 of an image.

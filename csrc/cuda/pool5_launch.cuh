@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <type_traits>
 
 #include "common/batch.h"
 #include "cuda/launch.h"
@@ -20,17 +19,6 @@ __device__ __forceinline__ void each_thread(const Args& args) {
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += step) {
     body(args, i);
   }
-}
-
-// Calls f(width, along) with what a tiling says as constants.
-template <typename T, typename F>
-void for_tiling(const PoolTiling& t, const F& f) {
-  if constexpr (!std::is_same_v<T, double>) {
-    constexpr std::integral_constant<int, kWide<T>> wide = {};
-    if (t.along) return f(wide, std::true_type());
-    if (t.width > 1) return f(wide, std::false_type());
-  }
-  f(std::integral_constant<int, 1>(), std::false_type());
 }
 
 inline LaunchShape shape_of(const PoolTiling& t) {

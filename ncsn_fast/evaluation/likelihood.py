@@ -15,6 +15,7 @@ from ..data import ImageDataset
 from ..data.ranges import IMAGE_RANGE, from_image_range
 from ..models.base import SIGMA, ScoreModel
 from ..sampling.ode import log_likelihood
+from ..sampling.run import evaluating
 from ..schedules import make_sigmas
 
 GREYS = 255  # steps between the 256 greys
@@ -66,13 +67,11 @@ def bits_per_dimension(
     low, high = model.data_range or IMAGE_RANGE
     x = from_image_range((greys.round() + u) * (2 / GREYS) - 1, (low, high))
     sigmas = make_sigmas(float(model.sigmas[0]), float(model.sigmas[-1]), points).tolist()
-    mode = model.training
-    model.eval()
     found = []
-    for begin in range(0, len(x), BATCH):
-        batch = x[begin : begin + BATCH].to(model.sigmas.device)
-        found.append(log_likelihood(model, batch, sigmas, seed=seed, sample_offset=begin).cpu())
-    model.train(mode)
+    with evaluating(model):
+        for begin in range(0, len(x), BATCH):
+            batch = x[begin : begin + BATCH].to(model.sigmas.device)
+            found.append(log_likelihood(model, batch, sigmas, seed=seed, sample_offset=begin).cpu())
     dim = some[0].numel()
     bits = -torch.cat(found) / (dim * math.log(2)) - math.log2((high - low) / GREYS)
     return float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))

@@ -65,7 +65,9 @@ def check_number(name: str, value: float, minimum: float) -> float:
 def check_integer(name: str, value: int, limit: int) -> int:
     value = integer(name, value)
     if not 0 <= value < limit:
-        raise ValueError(f"{name} must be in 0 .. 2**{limit.bit_length() - 1} - 1, got {value}")
+        bits = limit.bit_length() - 1
+        last = f"2**{bits} - 1" if bits > 30 else str(limit - 1)
+        raise ValueError(f"{name} must be in 0 .. {last}, got {value}")
     return value
 
 
@@ -91,6 +93,26 @@ def overlaps_itself(x: Tensor) -> bool:
             return True
         reach += stride * (size - 1)
     return False
+
+
+def check_writable(name: str, x: Tensor) -> None:
+    """Of a tensor that is written in place."""
+    if overlaps_itself(x):
+        raise RuntimeError(
+            f"{name} must not overlap itself, as it is written in place; got strides {tuple(x.stride())} for "
+            f"shape {tuple(x.shape)}: use {name}.clone()"
+        )
+
+
+def check_counter(
+    name: str, value: int | Tensor, limit: int, like: Tensor
+) -> tuple[int, Tensor | None]:
+    """A number below the limit; or 0 and the tensor of one int64 that a kernel reads it from."""
+    if not isinstance(value, Tensor):
+        return check_integer(name, value, limit), None
+    check_tensor(name, value, (torch.int64,), like=like)
+    check_one_element(name, value)
+    return 0, value
 
 
 def check_one_element(name: str, value: Tensor) -> None:

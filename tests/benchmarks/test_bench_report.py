@@ -241,7 +241,7 @@ def test_fill_changes_blocks_alone_and_is_idempotent():
 
 
 def test_an_unknown_block_is_refused_with_those_that_are_known():
-    with pytest.raises(ValueError, match="'norms'.*demo, points, summary, operators"):
+    with pytest.raises(ValueError, match="'norms'.*demo, points, summary, headline, operators"):
         documents.fill(block("norms"), documents.Sources())
     with pytest.raises(ValueError, match="'network' does not end"):
         documents.fill("<!-- begin network -->\n", documents.Sources())

@@ -38,11 +38,7 @@ void pool_of(Call& call) {
                    call.aligned != 0, static_cast<int>(call.multiprocessors));
   const int64_t told[] = {t.width, t.along, t.bands};
   std::copy(std::begin(told), std::end(told), call.tiling);
-  if constexpr (!std::is_same_v<T, double>) {
-    if (t.along) return run<T, kWide<T>, true>(call, t);
-    if (t.width > 1) return run<T, kWide<T>, false>(call, t);
-  }
-  run<T, 1, false>(call, t);
+  for_tiling<T>(t, [&](auto width, auto along) { run<T, width, along>(call, t); });
 }
 
 }  // namespace

@@ -9,14 +9,14 @@ from .. import reference
 from ..autograd import needs_gradient
 from ..checks import (
     FLOATING,
-    check_integer,
+    check_counter,
     check_number,
     check_one_element,
     check_samples,
     check_seed,
     check_shape,
     check_tensor,
-    overlaps_itself,
+    check_writable,
 )
 from ..dispatch import layout_of, select
 from ..schema import operator
@@ -67,30 +67,22 @@ def langevin_step_(
         if name == "score" or value is not None:
             check_tensor(name, value, FLOATING, like=x)
             check_shape(name, value, x.shape)
-    if layout_of(x) is None and overlaps_itself(x):
-        raise RuntimeError(
-            f"x must not overlap itself, as it is written in place; got strides {tuple(x.stride())}"
-            f" for shape {tuple(x.shape)}: use x.clone()"
-        )
+    if layout_of(x) is None:
+        check_writable("x", x)
     if needs_gradient(x, score, noise):
         raise RuntimeError("langevin_step_ has no gradient: call it under torch.no_grad()")
     if (seed is None) == (noise is None):
         given = "neither" if seed is None else "both"
         raise ValueError(f"exactly one of seed and noise must be given, got {given}")
 
-    step_size_tensor = step_tensor = None
+    step_size_tensor = None
     if isinstance(step_size, Tensor):
         check_tensor("step_size", step_size, FLOATING, like=x)
         check_one_element("step_size", step_size)
         step_size_tensor, step_size = step_size.float(), 0.0
     else:
         step_size = check_number("step_size", step_size, 0.0)
-    if isinstance(step, Tensor):
-        check_tensor("step", step, (torch.int64,), like=x)
-        check_one_element("step", step)
-        step_tensor, step = step, 0
-    else:
-        step = check_integer("step", step, 2**32)
+    step, step_tensor = check_counter("step", step, 2**32, x)
     signed_seed = 0 if seed is None else check_seed(seed)
     sample_offset = check_samples(sample_offset, x.shape[0])
     clip = None if clip is None else check_number("clip", clip, 0.0)

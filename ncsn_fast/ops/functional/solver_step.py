@@ -9,13 +9,12 @@ from .. import reference
 from ..autograd import needs_gradient
 from ..checks import (
     FLOATING,
-    check_integer,
-    check_one_element,
+    check_counter,
     check_samples,
     check_seed,
     check_shape,
     check_tensor,
-    overlaps_itself,
+    check_writable,
 )
 from ..dispatch import layout_of, select
 from ..schema import operator
@@ -77,11 +76,8 @@ def solver_step_(
             check_tensor(name, value, (x.dtype,) if name == "previous" else FLOATING, like=x)
             check_shape(name, value, x.shape)
     for name, value in (("x", x), ("previous", previous)):
-        if value is not None and layout_of(value) is None and overlaps_itself(value):
-            raise RuntimeError(
-                f"{name} must not overlap itself, as it is written in place; got strides {tuple(value.stride())} for "
-                f"shape {tuple(value.shape)}: use {name}.clone()"
-            )
+        if value is not None and layout_of(value) is None:
+            check_writable(name, value)
     check_tensor("table", table, FLOATING, like=x)
     if table.dim() != 2 or table.shape[1] != COLUMNS or not len(table):
         raise ValueError(f"table must have shape (K, {COLUMNS}), got {tuple(table.shape)}")
@@ -89,19 +85,8 @@ def solver_step_(
         raise RuntimeError("solver_step_ has no gradient: call it under torch.no_grad()")
     if seed is not None and noise is not None:
         raise ValueError("at most one of seed and noise must be given, got both")
-    level_tensor = step_tensor = None
-    if isinstance(level, Tensor):
-        check_tensor("level", level, (torch.int64,), like=x)
-        check_one_element("level", level)
-        level_tensor, level = level, 0
-    else:
-        level = check_integer("level", level, len(table))
-    if isinstance(step, Tensor):
-        check_tensor("step", step, (torch.int64,), like=x)
-        check_one_element("step", step)
-        step_tensor, step = step, 0
-    else:
-        step = check_integer("step", step, 2**32)
+    level, level_tensor = check_counter("level", level, len(table), x)
+    step, step_tensor = check_counter("step", step, 2**32, x)
     signed_seed = None if seed is None else check_seed(seed)
     sample_offset = check_samples(sample_offset, x.shape[0])
 
