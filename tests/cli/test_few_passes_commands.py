@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncsn_fast import NCSN, cli
+from ncsn_fast import NCSN
 from ncsn_fast.models.sampling_settings import (
     load_sampling,
     load_tuned,
@@ -19,18 +19,6 @@ from ncsn_fast.sampling import auto
 
 LADDER = [3.0 * 0.8**i for i in range(12)]
 TUNED = {"sampler": "dpmpp_2m", "passes": 6, "levels": "karras"}
-
-
-@pytest.fixture
-def ncsn_fast(capsys):
-    """Runs a command in this process: its exit status, stdout and stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(a) for a in arguments])
-        return stop.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
