@@ -84,9 +84,12 @@ $(VENV)/.installed: $(VENV)/.packages $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
+# For a chip of each generation; a build for use is for the GPUs that are there, or for six.
+TESTED_CUDA = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-8.0 9.0 12.0}" NCSN_FAST_BUILD=cuda
+
 $(VENV)/.tested-build: $(VENV)/.installed
 	@echo "$(if $(HAS_NVCC),CUDA kernels for the tests: four minutes on two cores,no nvcc: the tests do without CUDA kernels)"
-	$(if $(HAS_NVCC),NCSN_FAST_BUILD=cuda $(BIN)/python setup.py --quiet build_ext --inplace)
+	$(if $(HAS_NVCC),$(TESTED_CUDA) $(BIN)/python setup.py --quiet build_ext --inplace)
 	touch $@
 
 # Fetches nothing; makes an editable install of this checkout in that Python.
