@@ -1,8 +1,8 @@
 """Noise Conditional Score Networks (Song & Ermon 2019) at the speed of the hardware.
 
 Belongs here: the names that users import first. Beside it lies the ground that all rooms stand on (``checks``,
-``files``, ``streams``, ``distributed``, ``progress``, ``embeddings``, ``threads``); docs/architecture.md says what is
-in each room, and which may import which.
+``files``, ``streams``, ``distributed``, ``progress``, ``embeddings``, ``threads``, ``memory``); docs/architecture.md
+says what is in each room, and which may import which.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ FOLDERS = {
 # From the bottom. A room may import from itself and from the floors below its own, not from its neighbours. Names in
 # one string are one room; "package" is ncsn_fast itself, whose __version__ alone may be read from everywhere.
 FLOORS = (
-    ("checks files streams distributed progress embeddings threads",),
+    ("checks files streams distributed progress embeddings threads memory",),
     ("ops kernels",),
     ("data", "info"),
     ("schedules",),

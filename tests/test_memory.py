@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from ncsn_fast import NCSN, NCSNConfig, ops
+from ncsn_fast import NCSN, NCSNConfig, memory, ops
 from ncsn_fast.ops.record import record_backends
 from ncsn_fast.schedules import make_sigmas
 
@@ -172,3 +173,54 @@ def test_the_resident_memory_does_not_grow():
         model.get_loss(images, seed=1)[0].backward()
     # Pages can be lost without a malloc, which the live heap does not show.
     assert resident() - before < 8 * 2**20
+
+
+KEPT = """
+import resource, sys
+import torch
+from ncsn_fast import memory
+
+def faults():
+    x = torch.full((1 << 24,), 1.0)  # 64 MiB, freed at the end
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        del x
+        x = torch.full((1 << 24,), 1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+anew = faults()
+memory.keep_freed_memory()
+kept, held = faults(), resident()
+memory.release_memory()
+assert resident() < held - (1 << 25), (resident(), held)
+memory.keep_freed_memory(0)
+again = faults()
+print(anew, kept, again)
+"""
+
+
+def test_freed_memory_is_kept_until_it_is_released():
+    """Counted by the pages that the system had to hand out anew."""
+    result = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    anew, kept, again = map(int, result.stdout.split())
+    assert anew >= 3 * 16 and again >= 3 * 16  # pages of 4 MiB at most
+    assert kept < 16
+
+
+def test_what_cannot_be_kept_is_refused(monkeypatch):
+    for wrong, error in (
+        (-1, ValueError),
+        (2**31, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+    ):
+        with pytest.raises(error, match="limit must be"):
+            memory.keep_freed_memory(wrong)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    for call in (memory.keep_freed_memory, memory.release_memory):
+        with pytest.raises(RuntimeError, match="mallopt, which darwin does not have"):
+            call()

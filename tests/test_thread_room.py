@@ -56,6 +56,9 @@ def test_a_program_keeps_its_threads_and_the_command_sets_its_own(monkeypatch):
         (["python", "-m", "ncsn_fast.info"], {}, {}),
         (["python", "/usr/bin/ncsn-fast", "demo"], {}, threads.WAITING),
         (["python", "-u", "-m", "ncsn_fast", "sample"], {}, threads.WAITING),
+        (["python", "/usr/bin/ncsn-fast", "--debug", "bench", "--quick"], {}, {}),
+        (["python", "-m", "ncsn_fast", "bench"], {}, {}),
+        (["python", "/usr/bin/ncsn-fast", "sample", "bench"], {}, threads.WAITING),
         (["python", "/usr/bin/ncsn-fast"], {"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
         (["python", "/usr/bin/ncsn-fast"], environment, environment),
     ):

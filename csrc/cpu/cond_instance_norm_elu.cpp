@@ -8,6 +8,7 @@
 #include "cpu/cond_instance_norm_elu.h"
 
 #include "common/elu.h"
+#include "cpu/stream.h"
 
 namespace ncsn {
 namespace {
@@ -68,7 +69,7 @@ struct Moments {
   }
 };
 
-template <typename T, bool kElu>
+template <typename T, bool kElu, bool kStreamed>
 struct Apply {
   using A = Accumulator<T>;
   const T* x;
@@ -90,9 +91,13 @@ struct Apply {
       const T* from = x + r * tile.stride;
       T* to = y + r * tile.stride;
       prefetch_row(from, next_task);
+      alignas(64) T row[kLanes];
+      T* const result = kStreamed ? row : to;
       NCSN_INDEPENDENT
-      for (int i = 0; i < kLanes; ++i) to[i] = value(widen(from[i]), i);
+      for (int i = 0; i < kLanes; ++i) result[i] = value(widen(from[i]), i);
+      if (kStreamed) stream_row(row, kLanes, to);
     }
+    if (kStreamed) end_stream();
     if (tile.tail > 0) {
       const int64_t at = tile.rows * tile.stride;
       A row[kLanes];
@@ -129,6 +134,9 @@ void forward(const NormArguments& a, const T* x, T* y, Accumulator<T>* mean, Acc
   const A size = static_cast<A>(geometry.spatial);
   Affine<A> affine(geometry.samples * geometry.channels);
   const auto residue = scratch<A>(geometry.samples * geometry.channels);
+  const bool streamed = is_streamed<T>(geometry.samples * geometry.elements()) &&
+                        can_stream(y, planes.group_elements()) &&
+                        can_stream(y, planes.row_stride);
 
   run_stages<A>(a, [&](const Scope<A>& scope) {
     scope.tiles([&](int64_t group, int64_t i, A* sums, A*) {
@@ -166,11 +174,13 @@ void forward(const NormArguments& a, const T* x, T* y, Accumulator<T>* mean, Acc
       const LaneNorm<A> norm = affine.of_tile(planes, group, i, mean);
       const T* from = x + tile.offset;
       T* to = y + tile.offset;
-      if (with_elu) {
-        run_simd(Apply<T, true>{from, to, tile, norm, scope.next_task});
-      } else {
-        run_simd(Apply<T, false>{from, to, tile, norm, scope.next_task});
-      }
+      const auto apply = [&](auto elu, auto past_caches) {
+        run_simd(Apply<T, elu(), past_caches()>{from, to, tile, norm, scope.next_task});
+      };
+      const auto apply_by = [&](auto elu) {
+        streamed ? apply(elu, std::true_type()) : apply(elu, std::false_type());
+      };
+      with_elu ? apply_by(std::true_type()) : apply_by(std::false_type());
     });
   });
 }

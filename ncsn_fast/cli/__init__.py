@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from .. import __version__
+from .. import __version__, memory, threads
 from .bench import bench_command
 from .check import check_command
 from .convert import convert_command
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if typer is None:
         sys.exit(complain('the command line takes typer: pip install "ncsn_fast[cli]"'))
+    if threads.is_command() and memory.why_not() is None:
+        memory.keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     usage_error = typer.BadParameter.__base__  # click's, or the copy of it that typer has
     try:

@@ -4,6 +4,7 @@
 
 #include "common/max_pool5.h"
 #include "cpu/max_pool5/rows.h"
+#include "cpu/stream.h"
 
 namespace ncsn {
 namespace pool5 {
@@ -26,7 +27,7 @@ struct Forward {
 
   const T* x;
   T* y;
-  bool zero_border;
+  bool zero_border, streamed;
   Tasks tasks;
 
   struct Scratch {
@@ -60,10 +61,17 @@ struct Forward {
       const int64_t middle = row - kReach;
       if (middle < block.first_row) continue;
       T* const out = y + block.at(middle, block.span.first);
-      Lane* const maxima = is_scratch<T>(n) ? reinterpret_cast<Lane*>(out) : scratch.y[0];
+      const bool in_place = is_scratch<T>(n) && !streamed;
+      Lane* const maxima = in_place ? reinterpret_cast<Lane*>(out) : scratch.y[0];
       find_maxima<nan>(Five<const Lane>(scratch.maxima, 0, 0), n, maxima);
-      if (!is_scratch<T>(n)) store(maxima, n, out);
+      if (in_place) continue;
+      if (streamed && is_scratch<T>(n) && can_stream(out, n)) {
+        stream_row(reinterpret_cast<const T*>(maxima), n, out);
+      } else {
+        store(maxima, n, out);
+      }
     }
+    if (streamed) end_stream();
   }
 
   NCSN_KERNEL void operator()(int64_t begin, int64_t end) const {
@@ -91,8 +99,9 @@ Tensor max_pool5(Tensor x, int64_t padding) {
   if (x.numel() == 0) return y;
   for_dtype(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
+    const Tasks tasks(x, Forward<T>::kRowElements);
     run_tasks(Forward<T>{static_cast<const T*>(x.data_ptr()), static_cast<T*>(y.data_ptr()),
-                         zero_border, Tasks(x, Forward<T>::kRowElements)});
+                         zero_border, is_streamed<T>(x.numel()) && tasks.planes == 0, tasks});
   });
   return y;
 }
