@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel
 
-from ncsn_fast import NCSN, NCSNConfig, ScoreMLP
+from ncsn_fast import NCSN, NCSNConfig, ScoreCNN, ScoreMLP
 from ncsn_fast.training import TrainingSettings, read_losses, train
 from ncsn_fast.training.checkpoints import load_checkpoint, load_model
 
@@ -41,8 +41,17 @@ def test_a_compiled_network_is_trained_compiled_and_saved_plainly(tmp_path, how)
 
         return counted
 
-    run(tmp_path / "plain", new_model())
-    model = new_model()
+    def small_model():  # an NCSN takes the compiler half a minute
+        torch.manual_seed(0)
+        return ScoreCNN(1, 8, image_size=8, sigmas=(1.0, 0.3, 0.1))
+
+    images = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def run(out, model):
+        return train(model, images, SETTINGS, out, verbose=False)
+
+    run(tmp_path / "plain", small_model())
+    model = small_model()
     if how == "model.compile()":
         model.compile(backend=backend)
         run(tmp_path / "compiled", model)
