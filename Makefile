@@ -44,7 +44,7 @@ bench: $(VENV)/.installed
 report: $(VENV)/.installed
 	$(BIN)/ncsn-fast bench --report benchmarks/results/*.json \
 		--document README.md --document docs/getting_started.md --document docs/performance.md --document docs/examples.md \
-		--document docs/operators.md
+		--document docs/operators.md --document docs/official.md
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet mkdocs-material "mkdocstrings[python]" latex2mathml

@@ -20,6 +20,7 @@ from typing import Any
 from ncsn_fast.files import write_atomically
 
 from . import figures as plots
+from .cases.official import PUBLISHED
 from .comparisons import NETWORK, SAMPLE, Comparison, device_title, representative
 from .report import load_runs, pictures_of, plain, render, short_table, summary_table, table
 from .results import Result, Run
@@ -159,6 +160,7 @@ def _devices(sources: Sources, wanted: Callable[[Result], bool]) -> list[_Device
 
 SUITES = ("model", "train", "sample", "ops")
 ELSEWHERE = "style transfer"  # the group of a network of other people
+OTHER_NETWORKS = (ELSEWHERE, *PUBLISHED)
 NOT_MEASURED = "Not measured yet on any device."
 
 
@@ -214,9 +216,10 @@ BLOCKS: dict[str, Block] = {
     "summary": summary,
     "headline": headline,
     "operators": _cases(lambda r: r.suite == "ops"),
-    "network": _cases(lambda r: r.suite in ("model", "train") and r.group != ELSEWHERE),
+    "network": _cases(lambda r: r.suite in ("model", "train") and r.group not in OTHER_NETWORKS),
+    "official": _cases(lambda r: r.group in PUBLISHED),
     "elsewhere": _cases(lambda r: r.group == ELSEWHERE),
-    "sampling": _cases(lambda r: r.suite == SAMPLE),
+    "sampling": _cases(lambda r: r.suite == SAMPLE and r.group not in OTHER_NETWORKS),
 }
 
 

@@ -23,6 +23,7 @@ DOCUMENTS = tuple(
         "docs/performance.md",
         "docs/examples.md",
         "docs/operators.md",
+        "docs/official.md",
     )
 )
 ALL = "\n".join(
