@@ -57,6 +57,12 @@ def bench_command(
     compiled: Annotated[
         bool, typer.Option("--compiled/--no-compiled", help="With the peers under torch.compile.")
     ] = True,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="The network also in the inference engines that are installed (CPU)."
+        ),
+    ] = False,
     match: Annotated[
         str | None, typer.Option(help="Only cases whose label holds this text.")
     ] = None,
@@ -138,7 +144,7 @@ def bench_command(
     elif files:
         raise ValueError(f"files go with --report or --compare, got {files[0]}")
     else:
-        settings = settings_of(device, dtype, batch, quick=quick, compiled=compiled)
+        settings = settings_of(device, dtype, batch, quick=quick, compiled=compiled, engines=peers)
         _measure(console, settings, suites_of(suite), match, minutes, out)
 
 
@@ -149,17 +155,20 @@ def settings_of(
     *,
     quick: bool,
     compiled: bool = True,
+    engines: bool = False,
 ) -> Settings:
     """The settings that options ask for.
 
     Raises:
-        ValueError: an unknown device or dtype, or batch sizes that are not positive integers.
+        ValueError: an unknown device or dtype, batch sizes that are not positive integers, or engines on a GPU.
     """
     from ncsn_fast.cli.options import choose_device, integers
 
     from .suite import DEFAULT_DTYPES, DTYPES, Settings
 
     where = choose_device(device)
+    if engines and where.type != "cpu":
+        raise ValueError(f"--peers are engines for a CPU, got device {str(where)!r}")
     names = dtypes or DEFAULT_DTYPES[where.type]
     for name in names:
         if name not in DTYPES:
@@ -168,7 +177,7 @@ def settings_of(
     sizes = None if batches is None else tuple(dict.fromkeys(integers("batch", batches)))
     if sizes is not None and min(sizes) < 1:
         raise ValueError(f"batch sizes must be at least 1, got {batches!r}")
-    return Settings(where, tuple(DTYPES[name] for name in names), sizes, quick, compiled)
+    return Settings(where, tuple(DTYPES[name] for name in names), sizes, quick, compiled, engines)
 
 
 def suites_of(names: Sequence[str] | None) -> tuple[str, ...]:
@@ -310,7 +319,7 @@ def _case_table(case: Case, results: list[Result]) -> Any:
             "" if r.speedup is None else f"{r.speedup:.2f}x",
             rate,
             f"{r.limit_share:.0%}",
-            f"{r.memory_mib:.1f} MiB",
+            "" if r.memory_mib is None else f"{r.memory_mib:.1f} MiB",
             style="yellow" if mark else None,
         )
     lines: list[Any] = [table]

@@ -29,10 +29,17 @@ NOISY_SPREAD, NOISY_LOAD = 0.2, 0.1
 
 @dataclass(frozen=True)
 class Timed:
-    """A call to time, and what must happen untimed before each call, if anything."""
+    """A call to time.
+
+    Attributes:
+        call: it.
+        before: what must happen untimed before each call, if anything.
+        turn: of a call in another process, which takes its time itself: the mean seconds of so many calls.
+    """
 
     call: Action
     before: Action | None = None
+    turn: Callable[[int], float] | None = None
 
 
 @dataclass
@@ -77,6 +84,8 @@ class Clock:
 
     def turn(self, timed: Timed, calls: int) -> float:
         """Mean seconds of ``calls`` calls."""
+        if timed.turn is not None:
+            return timed.turn(calls)
         if self.device.type == "cuda":
             return self._turn_by_events(timed, calls)
         if timed.before is None:
@@ -179,8 +188,19 @@ class Load:
         idle = total.idle + getattr(total, "iowait", 0.0)
         # Linux counts a guest's time in user time as well.
         guests = getattr(total, "guest", 0.0) + getattr(total, "guest_nice", 0.0)
-        own = self._psutil.Process().cpu_times()
-        return sum(total) - guests - idle, own.user + own.system
+        return sum(total) - guests - idle, sum(self._of(p) for p in self._own())
+
+    def _own(self) -> list[Any]:
+        """The process itself and those that it started, such as the engines'."""
+        process = self._psutil.Process()
+        return [process, *process.children(recursive=True)]
+
+    def _of(self, process: Any) -> float:
+        try:
+            times = process.cpu_times()
+        except self._psutil.Error:  # it has ended
+            return 0.0
+        return times.user + times.system
 
     def __enter__(self) -> Load:
         self._start = time.perf_counter()

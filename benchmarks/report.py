@@ -41,6 +41,7 @@ from .results import FAILED, NOISY, NOT_RUN, WRONG, Result, Run, fastest, load
 LAYOUTS = {"contiguous": "NCHW", "channels_last": "NHWC"}
 SUITES = {"ops": "Operators", "model": "Network", "train": "Training", "sample": "Sampling"}
 ABSENT = "–"
+GAINS = ("vs eager", "vs compile", "vs engine")
 LEGEND = f"""\
 - A time is the median of rounds in which all peers of a case took turns, ± half the distance between the quartiles.
   `~` marks a noisy figure: the quartiles lie {NOISY_SPREAD:.0%} of the median apart or more, or other processes used
@@ -57,6 +58,10 @@ LEGEND = f"""\
   run. Over 100% the operands stayed in the cache, or the algorithm needs fewer operations than the direct one.
 - *peak memory*: what a call of ours took at most beyond what was held before; in brackets, what eager took.
 - *wrong*, *failed*, *not run*: there is no time; the reasons are listed at the end. {ABSENT}: there is no such peer."""
+
+ENGINES = """\
+- *onnxruntime*, *openvino*, *opencv*, *ncnn* and *mnn* are inference engines, in processes of their own, given the
+  network as ONNX with its labels folded in; *vs engine* is over the fastest of them."""
 
 # --- cells ----------------------------------------------------------------------------------------
 
@@ -144,12 +149,13 @@ def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
     """A line for each case, or for each layout of each case."""
     peers = [EAGER, COMPILE]
     for comparison in cases:
-        peers += [name for name in comparison.our_families if name not in peers]
+        names = [*comparison.engine_families, *comparison.our_families]
+        peers += [name for name in names if name not in peers]
     header = ["", "shape", "dtype", "layout"]
-    header += [*peers, "vs eager", "vs compile", "rate (of limit)", "peak memory (eager)"]
+    header += [*peers, *GAINS, "rate (of limit)", "peak memory (eager)"]
     rows = []
     for comparison in cases:
-        case, eager, compiled = comparison.case, comparison.best(EAGER), comparison.best(COMPILE)
+        case, others = comparison.case, _others(comparison)
         for layout in dict.fromkeys(r.layout if by_layout else None for r in comparison.results):
             ours = comparison.ours(layout)
             rows.append(
@@ -165,24 +171,28 @@ def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
                         )
                         for name in peers
                     ),
-                    speedup_cell(ours, eager),
-                    speedup_cell(ours, compiled),
+                    *(speedup_cell(ours, other) for other in others),
                     rate_cell(ours),
-                    memory_cell(ours, eager),
+                    memory_cell(ours, others[0]),
                 ]
             )
     return table(header, rows, texts=4)
 
 
+def _others(comparison: Comparison) -> tuple[Result | None, ...]:
+    """What GAINS are over."""
+    return comparison.best(EAGER), comparison.best(COMPILE), comparison.engine()
+
+
 def short_table(cases: Sequence[Comparison]) -> str:
     """A line for each case, without spreads, layouts and modes, which :func:`case_table` has."""
-    header = ["", "shape", "dtype", EAGER, COMPILE, "ours", "vs eager", "vs compile"]
+    header = ["", "shape", "dtype", EAGER, COMPILE, "engine", "ours", *GAINS]
     rows = []
     for comparison in cases:
         case, ours = comparison.case, comparison.ours()
-        peers = ((EAGER,), (COMPILE,), comparison.our_families)
+        peers = ((EAGER,), (COMPILE,), comparison.engine_families, comparison.our_families)
         times = (short_time_cell(comparison.of(*families)) for families in peers)
-        gains = (speedup_cell(ours, comparison.best(name)) for name in (EAGER, COMPILE))
+        gains = (speedup_cell(ours, other) for other in _others(comparison))
         rates = rate_cell(ours), memory_cell(ours, comparison.best(EAGER))
         dtype = f"{case.dtype} {case.setting}".strip()
         rows.append([f"`{case.group}` {case.name}", case.shape, dtype, *times, *gains, *rates])
@@ -250,7 +260,9 @@ def render(runs: Mapping[str, Run], figures: Mapping[str, Sequence[Path]]) -> st
         runs: by the names of their files.
         figures: the pictures of each, relative to the report.
     """
-    parts = ["# Benchmarks", "## How to read this", LEGEND]
+    engines = any(c.engine_families for run in runs.values() for c in comparisons_of(run.results))
+    legend = f"{LEGEND}\n{ENGINES}" if engines else LEGEND
+    parts = ["# Benchmarks", "## How to read this", legend]
     for name, run in runs.items():
         parts += _one_run(name, run, figures.get(name, ()))
     return "\n\n".join(parts) + "\n"
