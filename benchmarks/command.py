@@ -28,6 +28,7 @@ rate      bytes that must move, or arithmetic of the direct algorithm, a second
 limit     the rate, as a share of a large copy or matrix product measured in this run
           (above 100%: the data stayed in a cache, or the algorithm does less arithmetic)
 memory    the most that a call held beyond its inputs
+error     relative L2 distance from a float64 evaluation
 ~         noisy: other work disturbed the machine, or the rounds differ much; do not trust it"""
 
 
@@ -58,10 +59,7 @@ def bench_command(
         bool, typer.Option("--compiled/--no-compiled", help="With the peers under torch.compile.")
     ] = True,
     peers: Annotated[
-        bool,
-        typer.Option(
-            "--peers", help="The network also in the inference engines that are installed (CPU)."
-        ),
+        bool, typer.Option("--peers", help="The network also in inference engines (CPU).")
     ] = False,
     match: Annotated[
         str | None, typer.Option(help="Only cases whose label holds this text.")
@@ -304,7 +302,7 @@ def _case_table(case: Case, results: list[Result]) -> Any:
     table.add_column("peer")
     table.add_column("layout")
     table.add_column("ran")
-    for name in ("time", "vs eager", "rate", "limit", "memory"):
+    for name in ("time", "vs eager", "rate", "limit", "memory", "error"):
         table.add_column(name, justify="right")
     failures = [r for r in results if not r.timed]
     timed = sorted((r for r in results if r.timed), key=lambda r: r.median_us)
@@ -320,6 +318,7 @@ def _case_table(case: Case, results: list[Result]) -> Any:
             rate,
             f"{r.limit_share:.0%}",
             "" if r.memory_mib is None else f"{r.memory_mib:.1f} MiB",
+            "" if r.error is None else f"{r.error:.0e}",
             style="yellow" if mark else None,
         )
     lines: list[Any] = [table]

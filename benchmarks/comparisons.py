@@ -68,9 +68,9 @@ class Comparison:
     def ours(self, layout: str | None = None) -> Result | None:
         return self.best(*self.our_families, layout=layout)
 
-    def engine(self) -> Result | None:
-        """The fastest inference engine."""
-        return self.best(*self.engine_families)
+    def others(self) -> tuple[Result | None, ...]:
+        """What ours is compared with: the fastest eager and compiled peers, and the fastest engine."""
+        return self.best(EAGER), self.best(COMPILE), self.best(*self.engine_families)
 
 
 def comparisons_of(results: Iterable[Result]) -> list[Comparison]:
