@@ -22,6 +22,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -86,8 +87,7 @@ def load_ncnn(network: Path, x: np.ndarray, threads: int) -> Loaded:
     """ncnn, in a graph that its converter pnnx makes; 16 and 8 bits, its default in places, are off."""
     import ncnn
 
-    folder = network.parent / "ncnn"
-    folder.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="ncnn-", dir=network.parent))
     # Its Python package only starts this program, and imports torch.
     (package,) = importlib.util.find_spec("pnnx").submodule_search_locations
     shape = ",".join(map(str, x.shape))

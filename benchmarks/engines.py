@@ -194,7 +194,7 @@ class Process:
         except ValueError:
             said = {"error": f"it said {line[:80]!r}"}
         if name in said:
-            self._process.send_signal(signal.SIGSTOP)
+            self._stop()
             return said[name]
         if ready and not line:
             message = self._how_it_ended()
@@ -202,6 +202,12 @@ class Process:
             message = said.get("error", f"no answer in {self._limit:g} seconds")
         self.close()
         raise EngineFailed(message)
+
+    def _stop(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):  # not on every macOS; until no thread of it runs, or it has ended
+            states = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+            os.waitid(os.P_PID, self._process.pid, states)
 
     def _how_it_ended(self) -> str:
         status = self._process.wait()
