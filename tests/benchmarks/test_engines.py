@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import importlib.util
 import os
@@ -281,21 +282,25 @@ def test_a_report_without_engines_does_not_speak_of_them():
 # --- a real engine --------------------------------------------------------------------------------
 
 
+@functools.cache
+def forward_case(n):
+    """One for all engines: the export takes most of the time."""
+    settings = Settings(CPU, (F32,), engines=True)
+    return forward.case(settings, F32, n, 8, 8, compiled_layouts=())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", engines.ENGINES, ids=lambda engine: engine.name)
+@pytest.mark.parametrize(
+    "engine", sorted(engines.ENGINES, key=lambda e: e.one_image), ids=lambda e: e.name
+)
 def test_a_real_engine(engine):
     n = 1 if engine.one_image else 2
     why = engine.why_not(n)
     if why is not None:
         pytest.skip(why)
-    settings = Settings(CPU, (F32,), engines=True)
-    case = forward_case(settings, n)
+    case = forward_case(n)
     chosen = [peer for peer in case.peers if peer.name in ("eager", engine.name)]
     *_, found = BENCH.run(dataclasses.replace(case, peers=tuple(chosen)))
     assert found.status in ("ok", "noisy"), found.note
     assert found.median_us > 0 and 0 < found.error < 1e-4 and found.speedup > 0
     assert found.backend.lower().startswith(engine.name)
-
-
-def forward_case(settings, n):
-    return forward.case(settings, F32, n, 8, 8, compiled_layouts=())
