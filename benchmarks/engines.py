@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from ncsn_fast.threads import WAITING
 
-from .measure import Timed
+from .measure import Timed, measured_processes
 from .peers import Module
 from .results import NotRun
 from .suite import Outputs, Peer, Prepared, Settings
@@ -169,6 +169,7 @@ class Process:
             env=environment(),
             start_new_session=True,  # Ctrl-C is for the parent, which ends it
         )
+        measured_processes.add(self._process.pid)
         self.close = weakref.finalize(self, _end, self._process, self._errors)
         self.ran = str(self._answer("ran"))
 
@@ -219,6 +220,7 @@ class Process:
 
 def _end(process: subprocess.Popen, errors: IO[bytes]) -> None:
     """Ends a process, stopped or not."""
+    measured_processes.discard(process.pid)
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout, errors):

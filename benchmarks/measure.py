@@ -5,6 +5,7 @@ Nothing here knows what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import time
@@ -173,6 +174,8 @@ def interleaved(
 
 # --- the load of the machine ----------------------------------------------------------------------
 
+measured_processes: set[int] = set()  # by their ids: beside this one, they are no others
+
 
 class Load:
     """The share of the CPUs that other processes use while a block runs; on a virtual machine, its neighbours too."""
@@ -188,19 +191,11 @@ class Load:
         idle = total.idle + getattr(total, "iowait", 0.0)
         # Linux counts a guest's time in user time as well.
         guests = getattr(total, "guest", 0.0) + getattr(total, "guest_nice", 0.0)
-        return sum(total) - guests - idle, sum(self._of(p) for p in self._own())
-
-    def _own(self) -> list[Any]:
-        """The process itself and those that it started, such as the engines'."""
-        process = self._psutil.Process()
-        return [process, *process.children(recursive=True)]
-
-    def _of(self, process: Any) -> float:
-        try:
-            times = process.cpu_times()
-        except self._psutil.Error:  # it has ended
-            return 0.0
-        return times.user + times.system
+        own = [self._psutil.Process().cpu_times()]
+        for pid in measured_processes:
+            with contextlib.suppress(self._psutil.Error):  # it has ended
+                own.append(self._psutil.Process(pid).cpu_times())
+        return sum(total) - guests - idle, sum(times.user + times.system for times in own)
 
     def __enter__(self) -> Load:
         self._start = time.perf_counter()

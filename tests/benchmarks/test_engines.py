@@ -6,10 +6,12 @@ import dataclasses
 import functools
 import gc
 import importlib.util
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ import psutil
 import pytest
 import torch
 
-from ncsn_fast.benchmarks import command, comparisons, engine_child, engines, report, suite
+from ncsn_fast.benchmarks import command, comparisons, engine_child, engines, measure, report, suite
 from ncsn_fast.benchmarks.cases import forward
 from ncsn_fast.benchmarks.engines import Engine, EngineFailed, Process
 from ncsn_fast.benchmarks.measure import Clock, Load, Timed
@@ -167,9 +169,25 @@ def test_engines_wait_as_they_do_of_themselves(monkeypatch):
     assert found["OMP_WAIT_POLICY"] == "active" and "GOMP_SPINCOUNT" not in found
 
 
-def test_the_load_of_others_is_not_that_of_the_engines(start):
+def test_the_load_of_others_is_not_that_of_the_engines(monkeypatch, start):
+    seconds = {}  # of each process
+    cpu = namedtuple("cpu", "user system idle")
     process = start()
-    assert process._process.pid in [one.pid for one in Load()._own()]
+    pid = process._process.pid
+    monkeypatch.setattr("psutil.cpu_count", lambda: 1)
+    monkeypatch.setattr("psutil.cpu_times", lambda: cpu(sum(seconds.values()), 0.0, 0.0))
+    monkeypatch.setattr(
+        "psutil.Process",
+        lambda pid=None: SimpleNamespace(cpu_times=lambda: cpu(seconds[pid], 0.0, 0.0)),
+    )
+    clock = itertools.count()
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    seconds.update({None: 1.0, pid: 1.0, "other": 1.0})
+    with Load() as load:
+        seconds.update({None: 1.25, pid: 1.5, "other": 1.125})
+    assert load.others == 0.125
+    process.close()
+    assert pid not in measure.measured_processes
 
 
 # --- in a case ------------------------------------------------------------------------------------
