@@ -4,6 +4,7 @@
 ``cases/``            what is measured: one file an operator, or a part of the network's work
 ``suite.py``          a case and its peers; runs a case: correctness, modes, interleaved times
 ``peers.py``          makes the peers: eager, torch.compile and each backend; proves that each is what it says
+``engines.py``        inference engines as peers of the network, each in the process of ``engine_child.py``
 ``plain_torch.py``    the network and its loops as one writes them in plain PyTorch: what we are compared with
 ``measure.py``        the clock, the load of the machine, memory, and the limits of the hardware
 ``tf32.py``           TF32 off for float32, or on

@@ -28,6 +28,7 @@ rate      bytes that must move, or arithmetic of the direct algorithm, a second
 limit     the rate, as a share of a large copy or matrix product measured in this run
           (above 100%: the data stayed in a cache, or the algorithm does less arithmetic)
 memory    the most that a call held beyond its inputs
+error     relative L2 distance from a float64 evaluation
 ~         noisy: other work disturbed the machine, or the rounds differ much; do not trust it"""
 
 
@@ -57,6 +58,9 @@ def bench_command(
     compiled: Annotated[
         bool, typer.Option("--compiled/--no-compiled", help="With the peers under torch.compile.")
     ] = True,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="The network also in inference engines (CPU).")
+    ] = False,
     match: Annotated[
         str | None, typer.Option(help="Only cases whose label holds this text.")
     ] = None,
@@ -138,7 +142,7 @@ def bench_command(
     elif files:
         raise ValueError(f"files go with --report or --compare, got {files[0]}")
     else:
-        settings = settings_of(device, dtype, batch, quick=quick, compiled=compiled)
+        settings = settings_of(device, dtype, batch, quick=quick, compiled=compiled, engines=peers)
         _measure(console, settings, suites_of(suite), match, minutes, out)
 
 
@@ -149,17 +153,20 @@ def settings_of(
     *,
     quick: bool,
     compiled: bool = True,
+    engines: bool = False,
 ) -> Settings:
     """The settings that options ask for.
 
     Raises:
-        ValueError: an unknown device or dtype, or batch sizes that are not positive integers.
+        ValueError: an unknown device or dtype, batch sizes that are not positive integers, or engines on a GPU.
     """
     from ncsn_fast.cli.options import choose_device, integers
 
     from .suite import DEFAULT_DTYPES, DTYPES, Settings
 
     where = choose_device(device)
+    if engines and where.type != "cpu":
+        raise ValueError(f"--peers are engines for a CPU, got device {str(where)!r}")
     names = dtypes or DEFAULT_DTYPES[where.type]
     for name in names:
         if name not in DTYPES:
@@ -168,7 +175,7 @@ def settings_of(
     sizes = None if batches is None else tuple(dict.fromkeys(integers("batch", batches)))
     if sizes is not None and min(sizes) < 1:
         raise ValueError(f"batch sizes must be at least 1, got {batches!r}")
-    return Settings(where, tuple(DTYPES[name] for name in names), sizes, quick, compiled)
+    return Settings(where, tuple(DTYPES[name] for name in names), sizes, quick, compiled, engines)
 
 
 def suites_of(names: Sequence[str] | None) -> tuple[str, ...]:
@@ -295,7 +302,7 @@ def _case_table(case: Case, results: list[Result]) -> Any:
     table.add_column("peer")
     table.add_column("layout")
     table.add_column("ran")
-    for name in ("time", "vs eager", "rate", "limit", "memory"):
+    for name in ("time", "vs eager", "rate", "limit", "memory", "error"):
         table.add_column(name, justify="right")
     failures = [r for r in results if not r.timed]
     timed = sorted((r for r in results if r.timed), key=lambda r: r.median_us)
@@ -310,7 +317,8 @@ def _case_table(case: Case, results: list[Result]) -> Any:
             "" if r.speedup is None else f"{r.speedup:.2f}x",
             rate,
             f"{r.limit_share:.0%}",
-            f"{r.memory_mib:.1f} MiB",
+            "" if r.memory_mib is None else f"{r.memory_mib:.1f} MiB",
+            "" if r.error is None else f"{r.error:.0e}",
             style="yellow" if mark else None,
         )
     lines: list[Any] = [table]

@@ -13,8 +13,11 @@ from typing import Any
 from .results import NOISY, Result, Run, case_groups, fastest
 
 EAGER, COMPILE, REFERENCE = "eager", "compile", "reference"
-# What a peer's name begins with; PyTorch's own first, then ours.
-FAMILIES = (EAGER, COMPILE, "native", "triton", "ncsn_fast", "ncsn_fast + compile", REFERENCE)
+# What a peer's name begins with; PyTorch's own first, then other engines, then ours.
+OURS = ("native", "triton", "ncsn_fast", "ncsn_fast + compile", REFERENCE)
+# Of other makers, which ``ncsn-fast bench --peers`` measures.
+ENGINES = ("onnxruntime", "openvino", "opencv", "ncnn", "mnn")
+FAMILIES = (EAGER, COMPILE, *ENGINES, *OURS)
 NETWORK = "network"  # the group whose growth is looked at
 SAMPLE = "sample"  # the suite, the same
 UNSTEADY = 0.1  # by how much a time per unit may change and still count as constant
@@ -45,9 +48,14 @@ class Comparison:
 
     @property
     def our_families(self) -> list[str]:
-        """What is not PyTorch's; the reference only where an operator has no kernel."""
-        ours = [name for name in self.families if name not in (EAGER, COMPILE)]
+        """What is of no other maker; the reference only where an operator has no kernel."""
+        ours = [name for name in self.families if name not in (EAGER, COMPILE, *ENGINES)]
         return [name for name in ours if name != REFERENCE] or ours
+
+    @property
+    def engine_families(self) -> list[str]:
+        """Inference engines."""
+        return [name for name in self.families if name in ENGINES]
 
     def of(self, *families: str, layout: str | None = None) -> list[Result]:
         return [
@@ -59,6 +67,10 @@ class Comparison:
 
     def ours(self, layout: str | None = None) -> Result | None:
         return self.best(*self.our_families, layout=layout)
+
+    def others(self) -> tuple[Result | None, ...]:
+        """What ours is compared with: the fastest eager and compiled peers, and the fastest engine."""
+        return self.best(EAGER), self.best(COMPILE), self.best(*self.engine_families)
 
 
 def comparisons_of(results: Iterable[Result]) -> list[Comparison]:

@@ -20,6 +20,7 @@ from .comparisons import (
     AXES,
     COMPILE,
     EAGER,
+    ENGINES,
     REFERENCE,
     SAMPLE,
     Series,
@@ -46,6 +47,7 @@ STYLES = {
     "ncsn_fast + compile": (style.PURPLE, "P"),
     REFERENCE: (style.SKY, "X"),
 }
+STYLES |= {name: ("black", marker) for name, marker in zip(ENGINES, "x+*pd", strict=True)}
 OTHER = ("black", ".")  # a peer of no family
 HASH_KEY = "ncsn_fast data"  # in the PNG's metadata
 
@@ -57,11 +59,12 @@ Cell = tuple[Result, str, float, bool]
 
 
 def speedup_data(run: Run) -> Data:
-    """How many times as fast as eager the fastest of ours and the fastest compiled peer are, by case."""
+    """How many times as fast as eager the fastest of ours, the fastest compiled peer and the engines are, by case."""
     cells = []
     for comparison in representative(run.results):
         eager = comparison.best(EAGER)
-        for result in (comparison.ours(), comparison.best(COMPILE)):
+        engines = (comparison.best(name) for name in comparison.engine_families)
+        for result in (comparison.ours(), comparison.best(COMPILE), *engines):
             if (gain := speedup(result, eager)) is not None:
                 cells.append((result, result.group, *gain))
     return _rows(run, cells)

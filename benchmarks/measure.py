@@ -5,6 +5,7 @@ Nothing here knows what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import time
@@ -29,10 +30,17 @@ NOISY_SPREAD, NOISY_LOAD = 0.2, 0.1
 
 @dataclass(frozen=True)
 class Timed:
-    """A call to time, and what must happen untimed before each call, if anything."""
+    """A call to time.
+
+    Attributes:
+        call: it.
+        before: what must happen untimed before each call, if anything.
+        turn: of a call in another process, which takes its time itself: the mean seconds of so many calls.
+    """
 
     call: Action
     before: Action | None = None
+    turn: Callable[[int], float] | None = None
 
 
 @dataclass
@@ -77,6 +85,8 @@ class Clock:
 
     def turn(self, timed: Timed, calls: int) -> float:
         """Mean seconds of ``calls`` calls."""
+        if timed.turn is not None:
+            return timed.turn(calls)
         if self.device.type == "cuda":
             return self._turn_by_events(timed, calls)
         if timed.before is None:
@@ -164,6 +174,8 @@ def interleaved(
 
 # --- the load of the machine ----------------------------------------------------------------------
 
+measured_processes: set[int] = set()  # by their ids: beside this one, they are no others
+
 
 class Load:
     """The share of the CPUs that other processes use while a block runs; on a virtual machine, its neighbours too."""
@@ -179,8 +191,11 @@ class Load:
         idle = total.idle + getattr(total, "iowait", 0.0)
         # Linux counts a guest's time in user time as well.
         guests = getattr(total, "guest", 0.0) + getattr(total, "guest_nice", 0.0)
-        own = self._psutil.Process().cpu_times()
-        return sum(total) - guests - idle, own.user + own.system
+        own = [self._psutil.Process().cpu_times()]
+        for pid in measured_processes:
+            with contextlib.suppress(self._psutil.Error):  # it has ended
+                own.append(self._psutil.Process(pid).cpu_times())
+        return sum(total) - guests - idle, sum(times.user + times.system for times in own)
 
     def __enter__(self) -> Load:
         self._start = time.perf_counter()

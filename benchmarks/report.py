@@ -41,6 +41,7 @@ from .results import FAILED, NOISY, NOT_RUN, WRONG, Result, Run, fastest, load
 LAYOUTS = {"contiguous": "NCHW", "channels_last": "NHWC"}
 SUITES = {"ops": "Operators", "model": "Network", "train": "Training", "sample": "Sampling"}
 ABSENT = "–"
+GAINS = ("vs eager", "vs compile", "vs engine")  # over Comparison.others
 LEGEND = f"""\
 - A time is the median of rounds in which all peers of a case took turns, ± half the distance between the quartiles.
   `~` marks a noisy figure: the quartiles lie {NOISY_SPREAD:.0%} of the median apart or more, or other processes used
@@ -58,6 +59,11 @@ LEGEND = f"""\
 - *peak memory*: what a call of ours took at most beyond what was held before; in brackets, what eager took.
 - *wrong*, *failed*, *not run*: there is no time; the reasons are listed at the end. {ABSENT}: there is no such peer."""
 
+ENGINES = """\
+- *onnxruntime*, *openvino*, *opencv*, *ncnn* and *mnn* are inference engines, in processes of their own, given the
+  network as ONNX with its labels folded in; *vs engine* is over the fastest of them. *off*: the relative L2
+  distance from a float64 evaluation."""
+
 # --- cells ----------------------------------------------------------------------------------------
 
 
@@ -72,14 +78,15 @@ def mark(*results: Result) -> str:
     return "~" if any(result.status == NOISY for result in results) else ""
 
 
-def time_cell(results: Sequence[Result], *, layout: bool = True) -> str:
-    """The fastest of them with its layout and mode; if none has a time, why."""
+def time_cell(results: Sequence[Result], *, layout: bool = True, error: bool = False) -> str:
+    """The fastest of them with its layout and mode, and its error; if none has a time, why."""
     best = fastest(results)
     if best is None:
         statuses = {result.status for result in results}
         return next((s for s in (WRONG, FAILED, NOT_RUN) if s in statuses), ABSENT)
     mode = best.peer.removeprefix(family(best.peer))
-    return time_text(best) + (f" {_layout(best)}" if layout else "") + mode
+    text = time_text(best) + (f" {_layout(best)}" if layout else "") + mode
+    return f"{text}, {best.error:.0e} off" if error and best.error is not None else text
 
 
 def short_time_cell(results: Sequence[Result]) -> str:
@@ -142,14 +149,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) 
 
 def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
     """A line for each case, or for each layout of each case."""
-    peers = [EAGER, COMPILE]
-    for comparison in cases:
-        peers += [name for name in comparison.our_families if name not in peers]
+    found = (name for c in cases for name in (*c.engine_families, *c.our_families))
+    peers = list(dict.fromkeys((EAGER, COMPILE, *found)))
     header = ["", "shape", "dtype", "layout"]
-    header += [*peers, "vs eager", "vs compile", "rate (of limit)", "peak memory (eager)"]
+    header += [*peers, *GAINS, "rate (of limit)", "peak memory (eager)"]
     rows = []
     for comparison in cases:
-        case, eager, compiled = comparison.case, comparison.best(EAGER), comparison.best(COMPILE)
+        case, others = comparison.case, comparison.others()
+        how = {"layout": not by_layout, "error": bool(comparison.engine_families)}
         for layout in dict.fromkeys(r.layout if by_layout else None for r in comparison.results):
             ours = comparison.ours(layout)
             rows.append(
@@ -158,17 +165,10 @@ def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
                     case.shape,
                     f"{case.dtype} {case.setting}".strip(),
                     LAYOUTS.get(layout, layout or ""),
-                    *(
-                        time_cell(
-                            comparison.of(name, layout=layout),
-                            layout=not by_layout,
-                        )
-                        for name in peers
-                    ),
-                    speedup_cell(ours, eager),
-                    speedup_cell(ours, compiled),
+                    *(time_cell(comparison.of(name, layout=layout), **how) for name in peers),
+                    *(speedup_cell(ours, other) for other in others),
                     rate_cell(ours),
-                    memory_cell(ours, eager),
+                    memory_cell(ours, others[0]),
                 ]
             )
     return table(header, rows, texts=4)
@@ -176,13 +176,15 @@ def case_table(cases: Sequence[Comparison], *, by_layout: bool = False) -> str:
 
 def short_table(cases: Sequence[Comparison]) -> str:
     """A line for each case, without spreads, layouts and modes, which :func:`case_table` has."""
-    header = ["", "shape", "dtype", EAGER, COMPILE, "ours", "vs eager", "vs compile"]
+    header = ["", "shape", "dtype", EAGER, COMPILE, "engine", "ours", *GAINS]
     rows = []
     for comparison in cases:
         case, ours = comparison.case, comparison.ours()
-        peers = ((EAGER,), (COMPILE,), comparison.our_families)
-        times = (short_time_cell(comparison.of(*families)) for families in peers)
-        gains = (speedup_cell(ours, comparison.best(name)) for name in (EAGER, COMPILE))
+        peers = ((EAGER,), (COMPILE,), comparison.engine_families, comparison.our_families)
+        times = [short_time_cell(comparison.of(*families)) for families in peers]
+        if (engine := comparison.others()[-1]) is not None:
+            times[2] += f" {engine.peer}"
+        gains = (speedup_cell(ours, other) for other in comparison.others())
         rates = rate_cell(ours), memory_cell(ours, comparison.best(EAGER))
         dtype = f"{case.dtype} {case.setting}".strip()
         rows.append([f"`{case.group}` {case.name}", case.shape, dtype, *times, *gains, *rates])
@@ -250,7 +252,9 @@ def render(runs: Mapping[str, Run], figures: Mapping[str, Sequence[Path]]) -> st
         runs: by the names of their files.
         figures: the pictures of each, relative to the report.
     """
-    parts = ["# Benchmarks", "## How to read this", LEGEND]
+    engines = any(c.engine_families for run in runs.values() for c in comparisons_of(run.results))
+    legend = f"{LEGEND}\n{ENGINES}" if engines else LEGEND
+    parts = ["# Benchmarks", "## How to read this", legend]
     for name, run in runs.items():
         parts += _one_run(name, run, figures.get(name, ()))
     return "\n\n".join(parts) + "\n"

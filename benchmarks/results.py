@@ -24,6 +24,10 @@ STATUSES = (OK, NOISY, WRONG, FAILED, NOT_RUN)
 Key = tuple[str, ...]
 
 
+class NotRun(RuntimeError):
+    """A peer cannot run here, which is no fault: what it takes is not installed."""
+
+
 @dataclass(frozen=True)
 class Result:
     """One peer in one case. Numbers that were not measured are None."""

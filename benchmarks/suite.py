@@ -35,7 +35,7 @@ from .measure import (
     noise_of,
     peak_memory,
 )
-from .results import FAILED, NOISY, NOT_RUN, OK, WRONG, Result, commit
+from .results import FAILED, NOISY, NOT_RUN, OK, WRONG, NotRun, Result, commit
 from .tf32 import in_tf32, tf32
 
 SUITES = ("ops", "model", "train", "sample")
@@ -63,6 +63,7 @@ class Settings:
         batches: instead of a case's own batch sizes; None for those.
         quick: a few representative shapes instead of all.
         compiled: with the peers under torch.compile, which take most of a run's time.
+        engines: with inference engines, which are processes of their own (``engines.py``).
     """
 
     device: torch.device
@@ -70,6 +71,7 @@ class Settings:
     batches: tuple[int, ...] | None = None
     quick: bool = False
     compiled: bool = True
+    engines: bool = False
 
     @property
     def network_dtypes(self) -> tuple[torch.dtype, ...]:
@@ -177,9 +179,7 @@ def find_cases(settings: Settings, suites: tuple[str, ...] = SUITES) -> list[Cas
     found = []
     for module in pkgutil.iter_modules(cases_package.__path__):
         made = importlib.import_module(f"{cases_package.__name__}.{module.name}").cases(settings)
-        for case in made:
-            if case.suite not in suites:
-                continue
+        for case in (case for case in made if case.suite in suites):
             if not settings.compiled:
                 peers = tuple(peer for peer in case.peers if "compile" not in peer.name)
                 case = dataclasses.replace(case, peers=peers)
@@ -210,9 +210,7 @@ class Bench:
     def run(self, case: Case, tell: Callable[[str], None] = lambda what: None) -> list[Result]:
         """One result for each peer. A peer that is wrong, or fails, has no time and says why.
 
-        Args:
-            case: what to run.
-            tell: called with what is being done, for a progress display.
+        ``tell`` is called with what is being done, for a progress display.
         """
         return [result for result, _ in self.run_with_times(case, tell)]
 
@@ -239,11 +237,8 @@ class Bench:
     def _time(self, outcomes: list[_Outcome], tell: Callable[[str], None]) -> None:
         if not outcomes:
             return
-        effort = self.effort
         timed_calls = [o.prepared.timed for o in outcomes]
-        rounds = interleaved(
-            timed_calls, self.clock, seconds=effort.seconds, min_rounds=effort.min_rounds
-        )
+        rounds = interleaved(timed_calls, self.clock, **dataclasses.asdict(self.effort))
         graphs = graphs_and_breaks()
         try:
             with Load() as load:
@@ -326,9 +321,13 @@ class _Outcome:
             if self.status == WRONG:
                 return
             timed = self.prepared.timed
+            if timed.turn is not None:  # torch allocates nothing of it
+                return
             self.memory = peak_memory(
                 lambda: (timed.before and timed.before(), timed.call()), device
             )
+        except NotRun as reason:
+            self.status, self.note = NOT_RUN, str(reason)
         except Exception as error:  # whatever a peer does, the others are measured
             self.fail(error)
 
@@ -371,9 +370,8 @@ def start(device: torch.device, dtypes: tuple[torch.dtype, ...], *, quick: bool)
         "commit": commit(),
         "date": date.today().isoformat(),
     }
-    return Bench(
-        clock, measure_limits(clock, dtypes), facts, QUICK_EFFORT if quick else FULL_EFFORT
-    )
+    effort = QUICK_EFFORT if quick else FULL_EFFORT
+    return Bench(clock, measure_limits(clock, dtypes), facts, effort)
 
 
 def measure_limits(clock: Clock, dtypes: tuple[torch.dtype, ...]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ncsn_fast.models.ncsn import NCSN
 
-from .. import plain_torch
+from .. import engines, plain_torch
 from ..peers import Module
 from ..suite import Case, Settings, tolerance_of
 
@@ -58,7 +58,10 @@ def case(settings: Settings, dtype: torch.dtype, n: int, nf: int, size: int, **p
         shape=(n, CHANNELS, size, size),
         dtype=dtype,
         setting=f"nf={nf}",
-        peers=work.peers(settings, dtype, backward=False, **peers),
+        peers=(
+            *work.peers(settings, dtype, backward=False, **peers),
+            *engines.peers(work, settings, dtype),
+        ),
         expected=work.expected(dtype, backward=False, device=settings.device),
         tolerance=tolerance_of(dtype, network=True),
         flops=forward_flops(n, nf, size),
