@@ -35,6 +35,7 @@ from ncsn_fast.sampling.levels import SPACINGS, spaced_sigmas
 from ncsn_fast.sampling.samplers import SAMPLERS
 
 from . import plain_torch
+from .measure import Load
 from .results import commit
 
 PASSES = (10, 25, 5, 15, 40)  # in the order of what matters most
@@ -170,7 +171,8 @@ def measure(
             own = {k: v for k, v in options.items() if k != "sampler"}
             what = f"{name}, seed {seed}: {in_words(options['sampler'], own)}"
             try:
-                x = drawn(options, seed)
+                with Load() as load:
+                    x = drawn(options, seed)
             except ScoreError as error:  # as of an exact score too far from its data
                 say(f"{what}: left out, {error}")
                 continue
@@ -178,7 +180,8 @@ def measure(
             tuning, heldout = distance(x)
             point = {"network": name, "levels": n_levels, "options": options, "seed": seed}
             point |= {"passes": passes_of(options, n_levels), "samples": samples}
-            point |= {"seconds": round(seconds, 3), "tuning": round(tuning, 4)}
+            point |= {"seconds": round(seconds, 3), "others": round(load.others, 3)}
+            point |= {"tuning": round(tuning, 4)}
             results.add(point | {"heldout": round(heldout, 4)})
             say(f"{what}: {heldout:.4f}")
 

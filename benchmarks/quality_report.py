@@ -14,6 +14,8 @@ from ncsn_fast.files import write_atomically
 from ncsn_fast.plots import style
 from ncsn_fast.sampling.samplers import SAMPLERS
 
+from .measure import NOISY_LOAD
+
 COLOURS = {
     "ald": style.GREY,
     "dpmpp_2m_sde": style.VERMILION,
@@ -47,13 +49,17 @@ def rows(held: Mapping[str, Any]) -> list[dict[str, Any]]:
             for name, value in options.items()
             if name in ("n_steps_each", "corrector_steps", "snr", "churn")
         )
-        for name in ("tuning", "heldout", "seconds"):
+        for name in ("tuning", "heldout"):
             values = [point[name] for point in points]
             row[name] = statistics.mean(values)
             row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        quiet = [point for point in points if point.get("others", 0.0) < NOISY_LOAD]
+        row["noisy"] = not quiet
+        row["seconds"] = statistics.mean(
+            point["seconds"] * 1000 / point["samples"] for point in quiet or points
+        )
         row["networks"] = len({point["network"] for point in points})
         row["sets"], row["samples"] = len(points), min(point["samples"] for point in points)
-        row["seconds"] *= 1000 / statistics.mean(point["samples"] for point in points)
         found.append(row)
     order = list(SAMPLERS)
     return sorted(found, key=lambda r: (r["levels"], order.index(r["sampler"]), r["passes"]))
@@ -67,17 +73,19 @@ def markdown(held: Mapping[str, Any]) -> str:
         f"# Quality: {held['data']}",
         "",
         f"{what[0].upper()}{what[1:]}: mean ± standard deviation over sets (networks times seeds). Real data "
-        f"{references['real']:.3f}, noise {references['noise']:.3g}. Seconds are for 1,000 samples. {about['device']}, "
-        f"{about['threads']} threads, torch {about['torch']}, commit {about['commit']}.",
+        f"{references['real']:.3f}, noise {references['noise']:.3g}. Seconds are for 1,000 samples; "
+        f"`~`: beside other work, not to be relied on. {about['device']}, {about['threads']} threads, "
+        f"torch {about['torch']}, commit {about['commit']}.",
         "",
         "| ladder | sampler | passes | levels taken | options | distance | seconds | sets | networks | samples |",
         "| ---: | --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     places = 4 if held["data"] == CHECKERBOARD else 3
     for row in rows(held):
+        seconds = f"{'~' * row['noisy']}{row['seconds']:.3g}"
         lines.append(
             f"| {row['levels']} | {row['sampler']} | {row['passes']} | {row['spacing']} | {row['options']} | "
-            f"{row['heldout']:.{places}f} ± {row['heldout_spread']:.{places}f} | {row['seconds']:.3g} | "
+            f"{row['heldout']:.{places}f} ± {row['heldout_spread']:.{places}f} | {seconds} | "
             f"{row['sets']} | {row['networks']} | {row['samples']} |"
         )
     if "speed" in held:
@@ -108,6 +116,8 @@ def plot(held: Mapping[str, Any], path: Path) -> None:
     for axes, along in zip(panels, ("passes", "seconds"), strict=True):
         for (levels, sampler), line in best.items():
             points = [line[passes] for passes in sorted(line)]
+            if along == "seconds":
+                points = [point for point in points if not point["noisy"]]
             axes.errorbar(
                 [p[along] for p in points],
                 [p["heldout"] for p in points],

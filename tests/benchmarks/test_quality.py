@@ -124,4 +124,11 @@ def test_rows_are_means_of_what_differs_in_network_and_seed():
         2,
     )
     assert first["seconds"] == 20  # for a thousand samples
+    assert not first["noisy"]
     assert (second["heldout"], second["heldout_spread"], second["spacing"]) == (9, 0, "karras")
+    # Times beside other work count only where there are no others.
+    points[0] |= {"seconds": 50.0, "others": 0.5}
+    first = quality_report.rows({"points": points[:3]})[0]
+    assert first["seconds"] == 20 and not first["noisy"]
+    (alone,) = quality_report.rows({"points": points[:1]})
+    assert alone["seconds"] == 500 and alone["noisy"]
