@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, threads
+from . import __version__, memory, threads
 from .ops import dispatch, extension
 from .ops.algorithms import COMPOSED, CONV_ALGORITHMS
 
@@ -97,6 +97,7 @@ def collect() -> dict[str, Any]:
         "libraries": {name: extension.status(name) for name in ("cpu", "cuda", "triton")},
         "build": build,
         "threads": _threads(build),
+        "freed_memory_kept": memory.kept(),
         "policy": dispatch.policy(),
         "environment": {
             name: os.environ[name]
@@ -136,6 +137,9 @@ def render(info: dict[str, Any]) -> str:
             f"build      {k}: {' '.join(v) if isinstance(v, list) else v}" for k, v in facts.items()
         ]
     lines.append(f"threads    {_render_threads(info['threads'])}")
+    if info["freed_memory_kept"]:
+        size = info["freed_memory_kept"] / 2**30
+        lines.append(f"memory     what is freed is kept for the next result, up to {size:g} GiB")
     policy = ", ".join(f"{op}={name}" for op, name in info["policy"].items())
     lines.append(f"policy     {policy}")
     lines += [f"env        {k}={v}" for k, v in info["environment"].items()]

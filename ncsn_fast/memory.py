@@ -15,6 +15,7 @@ import sys
 KEPT = 1 << 30  # bytes
 # mallopt(3): the parameters, and glibc's own values.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_state = {"limit": 0}
 _GIVE_BACK = {_TRIM_THRESHOLD: 128 << 10, _MMAP_THRESHOLD: 128 << 10, _MMAP_MAX: 65536}
 
 
@@ -51,8 +52,14 @@ def keep_freed_memory(limit: int = KEPT) -> None:
     for parameter, value in settings.items():
         if _library().mallopt(parameter, value) != 1:
             raise RuntimeError(f"freed memory cannot be kept: mallopt({parameter}, {value}) failed")
+    _state["limit"] = limit
     if not limit:
         release_memory()
+
+
+def kept() -> int:
+    """The limit in force, in bytes; 0 where :func:`keep_freed_memory` has not set one."""
+    return _state["limit"]
 
 
 def release_memory() -> None:

@@ -199,7 +199,9 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 anew = faults()
+assert memory.kept() == 0
 memory.keep_freed_memory()
+assert memory.kept() == memory.KEPT
 kept, held = faults(), resident()
 memory.release_memory()
 assert resident() < held - (1 << 25), (resident(), held)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ncsn_fast import threads
+from ncsn_fast import memory, threads
 from ncsn_fast.ops import extension
 
 
@@ -109,6 +109,8 @@ def test_the_command_says_so():
     assert threads.WAITING.items() <= command["environment"].items()
     assert module["threads"]["kernels_by"] == "torch"
     assert not threads.WAITING.keys() & module["environment"].keys()
+    assert command["freed_memory_kept"] == (0 if memory.why_not() else memory.KEPT)
+    assert module["freed_memory_kept"] == 0
     assert command["threads"]["count"] >= 1 and command["threads"]["processors"] >= 1
 
 
