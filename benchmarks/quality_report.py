@@ -118,6 +118,8 @@ def plot(held: Mapping[str, Any], path: Path) -> None:
             points = [line[passes] for passes in sorted(line)]
             if along == "seconds":
                 points = [point for point in points if not point["noisy"]]
+            if not points:
+                continue
             axes.errorbar(
                 [p[along] for p in points],
                 [p["heldout"] for p in points],
@@ -134,7 +136,7 @@ def plot(held: Mapping[str, Any], path: Path) -> None:
         style.grid(axes)
     share = held["data"] == CHECKERBOARD
     panels[0].set_ylabel("share outside dark squares" if share else "Frechet distance, held out")
-    panels[1].legend(fontsize=7)
+    panels[0].legend(fontsize=7)
     noise = held["references"]["noise"]
     figure.suptitle(f"{held['data']}: distance of samples to data (noise: {noise:.3g})")
     style.write(figure, path)

@@ -107,7 +107,7 @@ def test_checkerboard(bench, tmp_path):
     assert {p["options"]["sampler"] for p in held["points"]} == {"ald", *FEW_PASSES}
 
 
-def test_rows_are_means_of_what_differs_in_network_and_seed():
+def test_rows_are_means_of_what_differs_in_network_and_seed(tmp_path):
     def point(network, seed, heldout, **options):
         known = {"network": network, "seed": seed, "levels": 10, "passes": 5, "samples": 100}
         return known | {"options": options, "heldout": heldout, "tuning": 1.0, "seconds": 2.0}
@@ -132,3 +132,6 @@ def test_rows_are_means_of_what_differs_in_network_and_seed():
     assert first["seconds"] == 20 and not first["noisy"]
     (alone,) = quality_report.rows({"points": points[:1]})
     assert alone["seconds"] == 500 and alone["noisy"]
+    held = {"points": points[:1], "data": "digits", "references": {"real": 1.0, "noise": 9.0}}
+    quality_report.plot(held, tmp_path / "q.png")
+    assert (tmp_path / "q.png").stat().st_size > 10_000
