@@ -209,10 +209,8 @@ def _measure(
 ) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ncsn_fast import info
-
     from . import suite
-    from .results import Run, save
+    from .results import Run, machine, save
 
     cases = [
         case
@@ -232,7 +230,7 @@ def _measure(
     console.print(f"limits: {_limits(bench.limits)}")
     console.print(HOW_TO_READ, style="dim", highlight=False)
 
-    run = Run([], info.collect(), bench.limits)
+    run = Run([], machine(), bench.limits)
     columns = (
         TextColumn("{task.fields[what]}"),
         BarColumn(20),

@@ -16,9 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """Puts versions, devices and the build beside the figures."""
-    from ncsn_fast import info
+    from ncsn_fast.benchmarks.results import machine
 
-    machine_info["ncsn_fast"] = info.collect()
+    machine_info["ncsn_fast"] = machine()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

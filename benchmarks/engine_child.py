@@ -32,7 +32,7 @@ from typing import Any
 # The folder of this file is no place to import from: its modules have names that packages have too.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
-import numpy as np  # noqa: E402
+import numpy as np  # noqa: E402, after the line above
 
 INPUT, OUTPUT = "x", "score"  # of the ONNX graph
 Loaded = tuple[Callable[[], Any], str]  # a call, which returns the output, and what runs
@@ -174,7 +174,7 @@ def main(name: str, folder: str, threads: str) -> int:
             for _ in range(calls):
                 call()
             answer(seconds=(time.perf_counter() - start) / calls)
-    except Exception as error:
+    except Exception as error:  # whatever an engine raises, the other side shows it
         answer(error=f"{type(error).__name__}: {error}")
         return 1
     return 0

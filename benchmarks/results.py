@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ncsn_fast import info
 from ncsn_fast.files import write_atomically
 
 OK, NOISY, WRONG, FAILED, NOT_RUN = "ok", "noisy", "wrong", "failed", "not run"
@@ -131,6 +132,11 @@ def commit() -> str:
 
 
 # --- files ----------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """What ``info`` tells, but where on a disk the package lies: results are for others to read."""
+    return {k: v for k, v in info.collect().items() if k not in ("imported_from", "shadows")}
 
 
 def csv_text(results: Iterable[Result]) -> str:

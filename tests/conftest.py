@@ -34,6 +34,17 @@ def no_tf32(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads of small work wait for one another without end where other processes hold the CPUs; caches that each has
+    of its own would blur a count of memory.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # TorchInductor keeps what it compiled under names that do not tell for which of these levels it was.
 if os.environ.get("ATEN_CPU_CAPABILITY"):
     user = getpass.getuser()

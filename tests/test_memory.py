@@ -41,10 +41,11 @@ try:
 except (AttributeError, OSError, TypeError):
     _mallinfo2 = None
 
-pytestmark = pytest.mark.skipif(
+needs_glibc = pytest.mark.skipif(
     _mallinfo2 is None or not sys.platform.startswith("linux"),
     reason="the live heap is asked of glibc 2.33 or later (mallinfo2)",
 )
+pytestmark = [needs_glibc, pytest.mark.usefixtures("one_thread")]
 
 
 def live_heap() -> int:
@@ -65,15 +66,6 @@ def growth(call, calls: int) -> float:
             call()
         least = min(least, (live_heap() - before) / calls)
     return least
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Caches that each thread has of its own would blur the count."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,8 @@ from ncsn_fast.benchmarks.suite import Bench, Case, Effort, Peer, Prepared, Sett
 from ncsn_fast.ops import dispatch
 from ncsn_fast.ops.tolerances import NORMAL, TOLERANCES, relative_error
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU, F32 = torch.device("cpu"), torch.float32
 X = torch.tensor([3.0, 4.0])
 LIMITS = {"copy GB/s": 10.0, "matmul float32 GFLOP/s": 100.0}
@@ -77,15 +79,6 @@ def make_case(*peers, name="forward", **fields):
 
 def fail(message="no\n  memory"):
     raise RuntimeError(message)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of small work wait for one another without end where other processes hold the CPUs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,8 @@ from ncsn_fast.benchmarks.suite import Bench, Case, Effort, Peer, Prepared, Sett
 from ncsn_fast.cli import options
 from ncsn_fast.threads import WAITING
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU, F32 = torch.device("cpu"), torch.float32
 X = torch.tensor([3.0, 4.0])
 FACTS = dict.fromkeys(("device_name", "torch", "triton", "ncsn_fast", "commit", "date"), "?")
@@ -58,15 +60,6 @@ ANSWER = "say(seconds=0.25)"
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of small work wait for one another without end where other processes hold the CPUs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
 def load(monkeypatch):
     monkeypatch.setattr(suite, "Load", lambda: nullcontext(SimpleNamespace(others=0.0)))
 
@@ -89,7 +82,10 @@ def peer(start, tmp_path):
 
     def make(name, output=X, **how):
         np.save(tmp_path / f"{name}.npy", output.numpy())
-        prepare = lambda: engines.prepared(start(name, **how), tmp_path / f"{name}.npy")  # noqa: E731
+
+        def prepare():
+            return engines.prepared(start(name, **how), tmp_path / f"{name}.npy")
+
         return Peer(name, "contiguous", prepare)
 
     return make

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ NO_NATIVE = extension.status("cpu")
 
 pytestmark = pytest.mark.skipif(NO_NATIVE is not None, reason=str(NO_NATIVE))
 
-STREAMED = 32 << 20  # bytes, kStreamedBytes in csrc/cpu/stream.h
+STREAMED = 32 << 20  # bytes
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Rows of whole vectors; planes and channels that are no multiple of them; rows that begin anywhere.
 SHAPES = [(8, 128, 96, 96), (8, 130, 95, 97), (2, 68, 255, 257)]
@@ -22,6 +24,10 @@ SHAPES = [(8, 128, 96, 96), (8, 130, 95, 97), (2, 68, 255, 257)]
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_the_bits_of_its_parts(shape, layout, dtype):
+    header = (Path(__file__).parents[2] / "csrc" / "cpu" / "stream.h").read_text()
+    assert (
+        "kStreamedBytes = int64_t{32} << 20" in header
+    )  # else these are not written past the caches
     halves = 2 if dtype == torch.bfloat16 else 1
     n, channels = shape[0] * halves, shape[1]
     x = torch.randn(n, *shape[1:], generator=torch.Generator().manual_seed(0))
