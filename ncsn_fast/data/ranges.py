@@ -15,7 +15,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..ops.dispatch import values_are_real
+from ..ops.transforms import values_are_real
 
 IMAGE_RANGE = (-1.0, 1.0)
 # Standard normal data, with which a network may be tried, never come near it; bytes do at once.

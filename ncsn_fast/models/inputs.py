@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.ranges import byte_hint
-from ..ops.dispatch import values_are_at_hand
+from ..ops.transforms import values_are_at_hand
 from ..sampling.run import sampled_here
 
 if TYPE_CHECKING:

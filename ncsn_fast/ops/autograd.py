@@ -19,8 +19,8 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 
 from . import reference
-from .dispatch import transform
 from .schema import PADDINGS, operator
+from .transforms import transform
 
 
 def _transformed(grad_y: Tensor) -> bool:

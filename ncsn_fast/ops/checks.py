@@ -32,8 +32,17 @@ def check_shape(name: str, value: Tensor, expected: Sequence[int]) -> None:
         raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
 
 
-def check_norm(x: Tensor, labels: Tensor, weight: Tensor, name: str = "weight") -> Tensor:
-    """Checks the norm's arguments; returns the labels as int64."""
+def check_images(x: Tensor) -> None:
+    """Of an operator over images."""
+    check_tensor("x", x, FLOATING)
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(
+            f"x must have shape (N, C, H, W) with C, H and W >= 1, got {tuple(x.shape)}"
+        )
+
+
+def check_norm(x: Tensor, labels: Tensor, weight: Tensor, name: str = "weight") -> None:
+    """Of the norm's arguments."""
     check_tensor("x", x, FLOATING)
     if x.dim() < 3 or 0 in x.shape[1:]:
         raise ValueError(
@@ -51,7 +60,11 @@ def check_norm(x: Tensor, labels: Tensor, weight: Tensor, name: str = "weight") 
         )
     if channels == 1 and weight.shape[1] == 3:
         raise ValueError(f"InstanceNorm++ ({name} of 3 columns) needs at least 2 channels, x has 1")
-    return labels.long()
+
+
+def as_int64(labels: Tensor) -> Tensor:
+    """Labels as the operators take them."""
+    return labels if labels.dtype == torch.int64 else labels.long()
 
 
 def check_number(name: str, value: float, minimum: float) -> float:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import extension
 from .algorithms import (
@@ -24,6 +25,7 @@ from .algorithms import (
     dtype_of_call,
     names_of,
 )
+from .transforms import TENSORS, being_written_down, transform
 
 BACKENDS = ("native", "triton", "reference")
 OPERATORS = (
@@ -51,6 +53,11 @@ AUTO = {"cuda": ("native", "triton", "reference"), "cpu": ("native", "reference"
 # guards on it and compiles anew when it changes.
 _policy: dict[str, str] = {"*": "auto"}
 
+# What :func:`recall` remembers, under this policy.
+_decided: dict[object, str | Algorithm] = {}
+_MOST_DECIDED = 4096  # calls of more sorts than these: forget them all and begin again
+_NAMES = (str, int, NoneType)
+
 
 class BackendError(RuntimeError):
     """A backend that was asked for cannot serve a call; the message says why."""
@@ -73,70 +80,33 @@ def set_backend(name: str, op: str | None = None) -> None:
     Raises:
         ValueError: an unknown backend or operator.
     """
-    global _policy
     _check_backend(name)
     if op is not None and op not in OPERATORS:
         raise ValueError(f"op must be one of {', '.join(OPERATORS)}, got {op!r}")
     # A new one at once: another thread must not see it half made.
-    _policy = {"*": name} if op is None else {**_policy, op: name}
+    _set_policy({"*": name} if op is None else {**_policy, op: name})
+
+
+def _set_policy(policy: dict[str, str]) -> None:
+    global _policy, _decided
+    _policy = policy
+    _decided = {}  # after the policy: whoever has the new one decides by the new policy
 
 
 @contextmanager
 def use_backend(name: str, op: str | None = None) -> Iterator[None]:
     """:func:`set_backend` for the length of a ``with`` block; it holds for all threads meanwhile."""
-    global _policy
     before = _policy
     set_backend(name, op)
     try:
         yield
     finally:
-        _policy = before
+        _set_policy(before)
 
 
 def policy() -> dict[str, str]:
     """What :func:`set_backend` and :func:`use_backend` have chosen: operator, or "*" for all others, to backend."""
     return dict(_policy)
-
-
-@extension.constant  # torch.compile guards on the transforms around a call by itself
-def _in_functorch() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None
-
-
-@extension.constant
-def _being_written_down() -> bool:
-    """Whether the calls are recorded into a graph for elsewhere: torch.export, ONNX, torch.jit.trace."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
-
-
-def transform() -> str | None:
-    """Why only the reference serves now: a transform around the call, which kernels know nothing of; None without one.
-
-    A kernel would drop tangents in silence, and cannot see through batched tensors.
-    """
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation goes through the reference alone"
-    if _in_functorch():
-        return (
-            "a transform of torch.func (grad, vjp, jvp, vmap, ...) goes through the reference alone"
-        )
-    return None
-
-
-def values_are_at_hand(x: Tensor) -> bool:
-    """Whether Python can read the values of ``x`` without a wait: on the CPU, and neither traced nor transformed."""
-    return x.device.type == "cpu" and values_are_real(x)
-
-
-def values_are_real(x: Tensor) -> bool:
-    """Whether Python can read the values of ``x``, if need be after a wait: it is neither traced nor transformed."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and transform() is None
-        and not _being_written_down()
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
 
 
 def layout_of(x: Tensor) -> str | None:
@@ -247,9 +217,9 @@ def select_convolution(
         BackendError: as :func:`select`; the algorithm asked for cannot serve the call.
         ValueError: as :func:`select`; an unknown ``conv_algo``.
     """
-    names = {algorithm.name for algorithm in CONV_ALGORITHMS}
+    names = [algorithm.name for algorithm in CONV_ALGORITHMS]
     if conv_algo != "auto" and conv_algo not in names:
-        known = ", ".join(("auto", *sorted(names)))
+        known = ", ".join(("auto", *sorted(set(names))))
         raise ValueError(f"conv_algo must be one of {known}, got {conv_algo!r}")
     x, choice = tensors[0], _choice_of(op, backend)
     # Asked for by name: PyTorch, to fall back on, has neither this one nor the next.
@@ -266,7 +236,7 @@ def select_convolution(
         if reason is not None:
             raise BackendError(f"conv_algo {conv_algo!r} cannot serve {op}: {reason}")
         return WINOGRAD
-    if conv_algo == choice == "auto" and chosen == COMPOSED and not _being_written_down():
+    if conv_algo == choice == "auto" and chosen == COMPOSED and not being_written_down():
         if GEMM.pays(x, dilation) and _why_no_gemm(op, *tensors) is None:
             return GEMM
     # A backend that was asked for by the call: its first algorithm, whether it pays or not.
@@ -339,12 +309,51 @@ def select(op: str, backend: str | None, *tensors: Tensor | None) -> str:
         if of_parts and op in COMPOSITES and _why_absent(choice, device_type) is None:
             return plain
         raise BackendError(f"backend {choice!r} cannot serve {op}: {reason}")
-    if _being_written_down():  # a graph that runs without this package
+    if being_written_down():  # a graph that runs without this package
         return plain
     for name in AUTO.get(device_type, ()):
         if name != "reference" and why_not(name, op, device_type, *tensors) is None:
             return name
     return plain
+
+
+def recall(
+    op: str, backend: str | None, tensors: tuple[object, ...], *options: object
+) -> tuple[dict[object, Any], object]:
+    """What was chosen for calls under the present policy, and this call's key among them.
+
+    Whether the arguments are legal and who serves them follows from metadata. In a network of 80 units, of which a
+    kernel computes some in 20 us, asking anew at every call would take longer than the arithmetic.
+
+    Args:
+        op: the operator.
+        backend: as of the call.
+        tensors: those of the call, in whose place there may be anything.
+        options: what else the checks and the choice depend on.
+
+    Returns:
+        A dictionary and a key: ``chosen = memory.get(key)`` is None for a call that must be checked and decided, which
+        ``memory[key] = ...`` then keeps. Of a call that is traced or transformed nothing is kept.
+    """
+    global _decided
+    nothing = {}, None
+    if torch.compiler.is_compiling() or transform() is not None or being_written_down():
+        return nothing
+    key: list[object] = [op, backend, *options]
+    if any(type(option) not in _NAMES for option in key) or tensors[0] is None:
+        return nothing
+    for t in tensors:
+        if t is None:
+            key.append(None)
+        elif type(t) in TENSORS and t.layout == torch.strided:
+            key += (t.shape, t.stride(), t.dtype, t.device)
+        else:
+            return nothing
+    device_type = tensors[0].device.type
+    key.append(torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type))
+    if len(_decided) > _MOST_DECIDED:
+        _decided = {}
+    return _decided, tuple(key)
 
 
 # Set to nothing is as good as not set, as of any environment variable.

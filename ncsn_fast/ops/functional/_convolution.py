@@ -9,19 +9,16 @@ from torch import Tensor
 from .. import autograd
 from ..algorithms import COMPOSED, GEMM, WINOGRAD, Algorithm
 from ..autograd import needs_gradient
-from ..checks import FLOATING, check_shape, check_tensor
+from ..checks import FLOATING, check_images, check_shape, check_tensor
+from ..dispatch import recall, select_convolution
 from ..packing import packed_of
 from ..schema import operator
 
 
 def check_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    check_tensor("x", x, FLOATING)
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ValueError(
-            f"x must have shape (N, C, H, W) with C, H and W >= 1, got {tuple(x.shape)}"
-        )
+) -> None:
+    check_images(x)
     n, channels, *size = x.shape
     check_tensor("weight", weight, FLOATING, like=x)
     if weight.dim() != 4 or tuple(weight.shape[1:]) != (channels, 3, 3):
@@ -33,7 +30,26 @@ def check_convolution(
     if residual is not None:
         check_tensor("residual", residual, FLOATING, like=x)
         check_shape("residual", residual, (n, out_channels, *size))
-    return x, weight, bias, residual
+
+
+def choose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dilation: int,
+    conv_algo: str,
+    backend: str | None,
+) -> Algorithm:
+    """Check the arguments of a convolution alone, and choose its algorithm."""
+    tensors = (x, weight, bias, residual)
+    memory, key = recall("conv3x3", backend, tensors, conv_algo, dilation)
+    chosen = memory.get(key)
+    if chosen is None:
+        check_convolution(*tensors)
+        chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
+        memory[key] = chosen
+    return chosen
 
 
 def convolve(
@@ -66,7 +82,8 @@ def convolve(
 
 
 def _in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+    # Not a call of PyTorch where there is nothing to do.
+    return tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors)
 
 
 def _channels_last(

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from ..algorithms import COMPOSED
 from ..autograd import needs_gradient
-from ..checks import FLOATING, check_norm, check_number, check_shape, check_tensor
+from ..checks import FLOATING, as_int64, check_norm, check_number, check_shape, check_tensor
 from ..dispatch import select
 from ..schema import operator
 from ..sums import AddNormELU
@@ -46,7 +46,8 @@ def add_norm_elu(
     Raises:
         TypeError, ValueError, RuntimeError, IndexError: as :func:`cond_instance_norm_elu`.
     """
-    labels = check_norm(x, labels, weight)
+    check_norm(x, labels, weight)
+    labels = as_int64(labels)
     eps = check_number("eps", eps, 0.0)
     if bias is not None:
         check_tensor("bias", bias, FLOATING, like=x)

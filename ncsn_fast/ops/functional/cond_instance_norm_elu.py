@@ -6,8 +6,8 @@ from torch import Tensor
 
 from .. import autograd, reference
 from ..autograd import needs_gradient
-from ..checks import check_norm, check_number
-from ..dispatch import select
+from ..checks import as_int64, check_norm, check_number
+from ..dispatch import recall, select
 from ..schema import operator
 
 
@@ -47,9 +47,13 @@ def cond_instance_norm_elu(
 
     Source: Song & Ermon 2019 (arXiv:1907.05600), appendix A, after Dumoulin et al. 2017 (arXiv:1610.07629).
     """
-    labels = check_norm(x, labels, weight)
     eps = check_number("eps", eps, 0.0)
-    chosen = select("cond_instance_norm_elu", backend, x, labels, weight)
+    memory, key = recall("cond_instance_norm_elu", backend, (x, labels, weight))
+    chosen = memory.get(key)
+    if chosen is None:
+        check_norm(x, labels, weight)
+        chosen = memory[key] = select("cond_instance_norm_elu", backend, x, labels, weight)
+    labels = as_int64(labels)
     if chosen == "reference":
         return reference.cond_instance_norm_elu(x, labels, weight, eps, elu)
     if needs_gradient(x, weight):

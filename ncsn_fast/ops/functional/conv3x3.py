@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ...checks import integer
-from ..dispatch import select, select_convolution, transform
-from ._convolution import check_convolution, convolve
+from ..dispatch import select
+from ..transforms import transform
+from ._convolution import choose, convolve
 
 
 def conv3x3(
@@ -22,8 +23,7 @@ def conv3x3(
 ) -> Tensor:
     """The convolution of :func:`norm_elu_conv3x3` alone; arguments, result and errors as there."""
     dilation = integer("dilation", dilation, 1)
-    tensors = check_convolution(x, weight, bias, residual)
-    chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
+    chosen = choose(x, weight, bias, residual, dilation, conv_algo, backend)
     return convolve(x, weight, bias, residual, dilation, False, chosen)
 
 

@@ -9,9 +9,10 @@ from ...checks import integer
 from .. import algorithms
 from ..autograd import needs_gradient
 from ..checks import check_number
-from ..dispatch import select, select_convolution, transform
+from ..dispatch import select
 from ..sums import Unused
-from ._convolution import check_convolution, convolve
+from ..transforms import transform
+from ._convolution import choose, convolve
 from .add_norm_elu import add_norm_elu
 from .cond_instance_norm_elu import cond_instance_norm_elu
 
@@ -67,10 +68,9 @@ def conv3x3_norm_elu(
         TypeError, ValueError, RuntimeError, IndexError: as the parts do.
     """
     dilation = integer("dilation", dilation, 1)
-    tensors = check_convolution(x, weight, bias, residual)
+    chosen = choose(x, weight, bias, residual, dilation, conv_algo, backend)
     eps = check_number("eps", eps, 0.0)
     norm = (labels, norm_weight)
-    chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
     cancels = not keep and residual is None and norm_weight.shape[-1] == 2 * weight.shape[0]
     if chosen.backend != algorithms.COMPOSED or transform() is not None:
         z = convolve(x, weight, bias, residual, dilation, False, chosen)

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ...checks import integer
 from ..checks import check_padding
-from ..dispatch import select_convolution
-from ._convolution import check_convolution, convolve
+from ._convolution import choose, convolve
 from .max_pool5 import max_pool5
 
 
@@ -51,10 +50,9 @@ def elu_conv3x3(
     Source: Song & Ermon 2020 (arXiv:2006.09011), appendix A.
     """
     dilation = integer("dilation", dilation, 1)
-    tensors = check_convolution(x, weight, bias, residual)
+    chosen = choose(x, weight, bias, residual, dilation, conv_algo, backend)
     if pool is not None:
         check_padding(pool)
-    chosen = select_convolution("conv3x3", backend, conv_algo, dilation, *tensors)
     if pool is not None:
         x = max_pool5(x, padding=pool, backend=backend)
     return convolve(x, weight, bias, residual, dilation, elu, chosen)

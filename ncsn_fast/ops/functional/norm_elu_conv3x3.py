@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ...checks import integer
 from ..algorithms import WINOGRAD
-from ..checks import check_norm, check_number, check_padding
-from ..dispatch import select_convolution
+from ..checks import as_int64, check_norm, check_number, check_padding
+from ..dispatch import recall, select_convolution
 from ._convolution import by_engine, check_convolution, convolve
 from .cond_instance_norm_elu import cond_instance_norm_elu
 from .max_pool5 import max_pool5
@@ -63,15 +63,20 @@ def norm_elu_conv3x3(
 
     Source: Winograd 1980; Lavin & Gray 2015 (arXiv:1509.09308).
     """
-    labels = check_norm(x, labels, norm_weight, "norm_weight")
     dilation = integer("dilation", dilation, 1)
-    check_convolution(x, weight, bias, residual)
     if pool is not None:
         check_padding(pool)
     eps = check_number("eps", eps, 0.0)
 
     tensors = (x, labels, norm_weight, weight, bias, residual)
-    chosen = select_convolution("norm_elu_conv3x3", backend, conv_algo, dilation, *tensors)
+    memory, key = recall("norm_elu_conv3x3", backend, tensors, conv_algo, dilation)
+    chosen = memory.get(key)
+    if chosen is None:
+        check_norm(x, labels, norm_weight, "norm_weight")
+        check_convolution(x, weight, bias, residual)
+        chosen = select_convolution("norm_elu_conv3x3", backend, conv_algo, dilation, *tensors)
+        memory[key] = chosen
+    labels = as_int64(labels)
     if chosen is not WINOGRAD:
         h = cond_instance_norm_elu(x, labels, norm_weight, eps, elu, backend=backend)
         if pool is not None:
