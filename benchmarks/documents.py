@@ -21,9 +21,22 @@ from ncsn_fast.files import write_atomically
 
 from . import figures as plots
 from .cases.official import PUBLISHED
-from .comparisons import NETWORK, SAMPLE, Comparison, device_title, representative
+from .comparisons import (
+    COMPILE,
+    EAGER,
+    ENGINES,
+    NETWORK,
+    SAMPLE,
+    Comparison,
+    comparisons_of,
+    device_title,
+    duration,
+    representative,
+    speedup,
+    two_digits,
+)
 from .report import load_runs, pictures_of, plain, render, short_table, summary_table, table
-from .results import Result, Run
+from .results import NOISY, Result, Run
 
 # --- blocks ---------------------------------------------------------------------------------------
 
@@ -143,14 +156,19 @@ class _Device:
         return f"{self.title}, torch {', '.join(versions)}, {', '.join(dates)}"
 
 
-def _devices(sources: Sources, wanted: Callable[[Result], bool]) -> list[_Device]:
-    """Each device with the cases that are wanted, in the order of SUITES."""
+def _files(sources: Sources) -> dict[str, dict[str, Run]]:
+    """The runs of each device."""
     files: dict[str, dict[str, Run]] = {}
     for name, run in sources.runs.items():
         if run.results:
             files.setdefault(plain(device_title(run)), {})[name] = run
+    return files
+
+
+def _devices(sources: Sources, wanted: Callable[[Result], bool]) -> list[_Device]:
+    """Each device with the cases that are wanted, in the order of SUITES."""
     devices = []
-    for title, runs in files.items():
+    for title, runs in _files(sources).items():
         cases = representative(r for run in runs.values() for r in run.results if wanted(r))
         cases.sort(key=lambda comparison: SUITES.index(comparison.case.suite))
         used = {n: run for n, run in runs.items() if any(wanted(r) for r in run.results)}
@@ -209,6 +227,45 @@ def _cases(wanted: Callable[[Result], bool]) -> Block:
     return block
 
 
+def engines(sources: Sources) -> str:
+    """For each device: the network's pass in inference engines, their times over ours, and all errors."""
+    parts = []
+    for title, files in _files(sources).items():
+        cases = comparisons_of(r for run in files.values() for r in run.results)
+        cases = [c for c in cases if c.ours() and c.best(*c.engine_families)]
+        if not cases:
+            continue
+        families = [EAGER, COMPILE, *(name for name in ENGINES if any(c.of(name) for c in cases))]
+        rows = [
+            (c.case.shape, c.case.setting, _timed(c.ours()), *(_behind(c, f) for f in families))
+            for c in cases
+        ]
+        header = ("shape", "", "ours", *families)
+        used = {n: run for n, run in files.items() if any(c.case in run.results for c in cases)}
+        facts = _Device(title, used, cases).facts
+        versions = sorted(
+            {c.best(n).backend for c in cases for n in c.engine_families if c.best(n)}
+        )
+        links = ", ".join(sources.link(name) for name in used)
+        parts += [table(header, rows), f"({facts}; {', '.join(versions)}; all rows: {links})"]
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def _timed(result: Result) -> str:
+    noise = "~" if result.status == NOISY else ""
+    return f"{noise}{duration(result.median_us)} ({result.error:.0e})"
+
+
+def _behind(comparison: Comparison, family: str) -> str:
+    """How many times as long as ours it takes, and its error."""
+    other = comparison.best(family)
+    ratio = speedup(comparison.ours(), other)
+    if ratio is None:
+        return "–"
+    text = f"{'~' if ratio[1] else ''}{two_digits(ratio[0])}x"
+    return f"{f'**{text}**' if ratio[0] < 1 else text} ({other.error:.0e})"
+
+
 Block = Callable[[Sources], str]
 BLOCKS: dict[str, Block] = {
     "demo": demo,
@@ -217,6 +274,7 @@ BLOCKS: dict[str, Block] = {
     "headline": headline,
     "operators": _cases(lambda r: r.suite == "ops"),
     "network": _cases(lambda r: r.suite in ("model", "train") and r.group not in OTHER_NETWORKS),
+    "engines": engines,
     "official": _cases(lambda r: r.group in PUBLISHED),
     "elsewhere": _cases(lambda r: r.group == ELSEWHERE),
     "sampling": _cases(lambda r: r.suite == SAMPLE and r.group not in OTHER_NETWORKS),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ncsn_fast.benchmarks import comparisons, documents, figures, report
-from ncsn_fast.benchmarks.results import Result, Run, save
+from ncsn_fast.benchmarks.results import NOISY, Result, Run, save
 
 ROW = Result(
     suite="ops",
@@ -320,6 +320,24 @@ def test_other_blocks_show_the_smallest_and_the_largest_batch_of_their_works():
     assert groups == ["RCUBlock", "network", "training"]
     assert [shape for _, shape in works["sampling"]] == ["1x3x16x16", "16x3x16x16"]
     assert "all cases: [loops](results/loops.md))" in documents.BLOCKS["sampling"](held)
+
+
+def test_the_block_of_engines_has_their_times_over_ours_and_the_errors():
+    peers = [
+        row("eager", 4000, **NETWORK),
+        row("ncsn_fast", 1000, **NETWORK, error=1e-5),
+        row("ncsn_fast", 1250, **NETWORK, layout="channels_last"),
+        row("openvino", 500, **NETWORK, backend="openvino 2026.4.1"),
+        row("ncnn", 1500, **NETWORK, backend="ncnn 1.0", status=NOISY, error=4e-5),
+        row("mnn", None, **NETWORK, status="wrong"),
+    ]
+    others = norm(**NETWORK | {"shape": "16x3x32x32"})  # measured without engines
+    text = documents.BLOCKS["engines"](sources(*peers, *others))
+    header, _, *rows = lines(text)
+    assert header == "shape||ours|eager|openvino|ncnn"
+    ratios = "4.0x (1e-07)|**0.50x** (1e-07)|~1.5x (4e-05)"
+    assert rows == [f"1x3x32x32|nf=128|1 ms (1e-05)|{ratios}"]
+    assert "; ncnn 1.0, openvino 2026.4.1; all rows: [cpu](results/cpu.md))" in text
 
 
 def test_a_block_tells_of_devices_without_its_cases():

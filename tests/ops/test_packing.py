@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from support.cpu import assert_threads_give_the_same_bits
 from support.tolerances import relative_error
 from torch import nn
 
@@ -45,6 +46,23 @@ def test_packed_weights_are_those_of_the_formula(shape, layout):
     x = picture(shape[1])
     kept = CONV(x, weight, None, None, 1, False, False, packed)
     assert torch.equal(kept, CONV(x, weight, None, None, 1, False, False))
+
+
+@LAYOUTS
+@pytest.mark.parametrize("size", [4, 8, 32], ids=str)
+@pytest.mark.parametrize("outputs", [32, 128, 150], ids=str)
+def test_whoever_packs_a_panel_the_bits_are_the_same(outputs, size, layout):
+    """Few tiles: who multiplies by a panel packs it; more of them, or panels that do not divide: all are packed before."""
+    torch.manual_seed(0)
+    weight = torch.randn(outputs, 40, 3, 3).contiguous(memory_format=layout)
+    x = torch.randn(5, 40, size, size).contiguous(memory_format=torch.channels_last)
+    kept = CONV(x, weight, None, None, 1, False, True, PACK(weight, _panel()))
+
+    def every_batch():
+        return [CONV(x[:n], weight, None, None, 1, False, True) for n in (1, 2, 5)]
+
+    for y in assert_threads_give_the_same_bits(every_batch):
+        assert torch.equal(y, kept[: len(y)])
 
 
 def packs_of(record_backends, function):

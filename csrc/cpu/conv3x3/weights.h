@@ -67,15 +67,24 @@ class PackedWeights {
   int64_t parts() const { return kept_ == nullptr ? panels() * parts_of_panel() : 0; }
 
   void pack(int64_t part, float* u) const {
-    const int64_t p = part / parts_of_panel(), first = part % parts_of_panel() * kPart;
-    const int64_t depth = std::min(kPart, shape_.channels - first);
-    float* const g = thread_memory(Use::kTaps, kPart * 9 * kernels_.panel);
-    weights_.gather(kernels_, p, shape_.outputs, first, depth, g);
-    kernels_.transform_weights(g, depth, u + p * panel_size() + first * kernels_.panel, position());
+    const int64_t p = part / parts_of_panel();
+    pack_part(p, part % parts_of_panel(), u + p * panel_size());
+  }
+
+  // Panel p alone, to u[position][channel][output of the panel].
+  void pack_panel(int64_t p, float* u) const {
+    for (int64_t part = 0; part < parts_of_panel(); ++part) pack_part(p, part, u);
   }
 
  private:
   static constexpr int64_t kPart = 16;  // channels
+
+  void pack_part(int64_t p, int64_t part, float* u) const {
+    const int64_t first = part * kPart, depth = std::min(kPart, shape_.channels - first);
+    float* const g = thread_memory(Use::kTaps, kPart * 9 * kernels_.panel);
+    weights_.gather(kernels_, p, shape_.outputs, first, depth, g);
+    kernels_.transform_weights(g, depth, u + first * kernels_.panel, position());
+  }
 
   int64_t parts_of_panel() const { return (shape_.channels + kPart - 1) / kPart; }
 
