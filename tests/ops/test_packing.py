@@ -52,7 +52,7 @@ def test_packed_weights_are_those_of_the_formula(shape, layout):
 @pytest.mark.parametrize("size", [4, 8, 32], ids=str)
 @pytest.mark.parametrize("outputs", [32, 128, 150], ids=str)
 def test_whoever_packs_a_panel_the_bits_are_the_same(outputs, size, layout):
-    """Few tiles: who multiplies by a panel packs it; more of them, or panels that do not divide: all are packed before."""
+    """Few tiles: who multiplies by a panel packs it; more, or panels that do not divide: all are packed before."""
     torch.manual_seed(0)
     weight = torch.randn(outputs, 40, 3, 3).contiguous(memory_format=layout)
     x = torch.randn(5, 40, size, size).contiguous(memory_format=torch.channels_last)
