@@ -1,5 +1,5 @@
-// The Python module ncsn_fast._C. Importing it registers the CPU operators of csrc/cpu; what it offers to Python are the
-// facts of the build, never tensors. It is written in Python's stable ABI, as the operators are in PyTorch's: one build
+// The Python module ncsn_fast._C. Importing it registers the CPU operators of csrc/cpu; what it offers to Python are
+// facts of the build and of the convolution engine, never tensors. It is written in Python's stable ABI, as the operators are in PyTorch's: one build
 // serves every Python from 3.10 on and every torch from setup.py's MIN_TORCH on.
 
 #define Py_LIMITED_API 0x030A0000
@@ -9,7 +9,7 @@
 #include <string>
 
 #include "build_config.h"
-#include "cpu/conv3x3/kernels.h"
+#include "cpu/conv3x3/convolver.h"
 #include "cpu/simd.h"
 #include "cpu/threads.h"
 
@@ -95,9 +95,20 @@ PyObject* build_config(PyObject*, PyObject*) {
   return nullptr;
 }
 
+PyObject* packs_late(PyObject*, PyObject* arguments) {
+  long long n, channels, outputs, height, width, dilation;
+  if (!PyArg_ParseTuple(arguments, "LLLLLL", &n, &channels, &outputs, &height, &width, &dilation)) {
+    return nullptr;
+  }
+  const ncsn::ConvShape shape = {n, channels, outputs, height, width, dilation};
+  return PyBool_FromLong(ncsn::Convolver::packs_late(shape));
+}
+
 PyMethodDef methods[] = {
     {"build_config", build_config, METH_NOARGS,
      "Compiler, flags, SIMD levels and versions of this build."},
+    {"packs_late", packs_late, METH_VARARGS,
+     "Whether a convolution (samples, channels, outputs, height, width, dilation) takes no packed weights."},
     {nullptr, nullptr, 0, nullptr},
 };
 

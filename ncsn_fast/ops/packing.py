@@ -6,11 +6,12 @@ itself (``conv3x3_pack`` of the kernels), who keeps them when (``sample``).
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +40,12 @@ _of_thread = threading.local()
 def prepack(model: nn.Module, *, limit: int = PACKED_BYTES) -> Iterator[None]:
     """Keep the transformed weights of a network's 3x3 convolutions for the length of a ``with`` block.
 
-    On a CPU in float32 Winograd's convolution transforms its weights at every call, a fifth of the time of one image.
-    Within the block each is transformed once, at its first call without gradients in this thread. It is made anew
-    where PyTorch can tell that the weight has changed: in-place operations, an optimizer's step, ``load_state_dict``,
-    other storage. **Writes through** ``weight.data`` **or a NumPy view cannot be seen: do none within the block**, or
-    call :func:`forget_packed` after it. ``sample`` does this by itself.
+    On a CPU in float32 Winograd's convolution transforms its weights at every call, a fifth of the time of one image of
+    32x32. Within the block each is transformed once, at its first call without gradients in this thread; where the
+    image is so small that reading what was kept would take longer than transforming it anew, nothing is kept. It is
+    made anew where PyTorch can tell that the weight has changed: in-place operations, an optimizer's step,
+    ``load_state_dict``, other storage. **Writes through** ``weight.data`` **or a NumPy view cannot be seen: do none
+    within the block**, or call :func:`forget_packed` after it. ``sample`` does this by itself.
 
     Args:
         model: the network; only its own parameters' weights are kept.
@@ -83,12 +85,22 @@ def _panel() -> int:
     return extension.build_config()["conv_panel"]
 
 
-def packed_of(weight: Tensor) -> Tensor | None:
-    """The transformed weight of a call without gradients, if one is kept for it."""
+@lru_cache(maxsize=4096)
+def _packs_late(sizes: tuple[int, ...], threads: int) -> bool:
+    """Whether the engine makes no use of kept weights: it reads them faster than those, so few are the tiles."""
+    return importlib.import_module("ncsn_fast._C").packs_late(*sizes)
+
+
+def packed_of(weight: Tensor, x: Tensor, dilation: int) -> Tensor | None:
+    """The transformed weight of a call without gradients, if one is kept for it and pays."""
     if torch.compiler.is_compiling():
         return None
     kept = getattr(_of_thread, "kept", None)
     if kept is None or kept.weights.get(id(weight)) is not weight:
+        return None
+    n, channels, height, width = x.shape
+    sizes = (n, channels, weight.shape[0], height, width, dilation)
+    if _packs_late(sizes, torch.get_num_threads()):
         return None
     facts = (weight._version, weight.data_ptr(), weight.shape, weight.stride())
     seen, packed = kept.packed.get(id(weight), (None, None))

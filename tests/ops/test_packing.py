@@ -22,6 +22,15 @@ LAYOUTS = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Which share the one panel of these layers, so that it is packed before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 def layer(channels=18, outputs=5):
     torch.manual_seed(0)
     return nn.Conv2d(channels, outputs, 3, padding=1)
@@ -81,6 +90,16 @@ def test_packed_once(record_backends):
         ops.forget_packed()
         assert packs_of(record_backends, lambda: call(conv, x))[1] == 1
     assert packs_of(record_backends, lambda: call(conv, x))[1] == 0
+
+
+def test_of_few_tiles_nothing_is_kept(record_backends):
+    conv, x = layer(16, 64), picture(16)  # two panels or more: each thread packs its own
+    expected = call(conv, x)
+    with ops.prepack(conv):
+        y, packs = packs_of(record_backends, lambda: call(conv, x))
+        assert packs == 0 and torch.equal(y, expected)
+        many = torch.randn(200, 16, 8, 9)
+        assert packs_of(record_backends, lambda: call(conv, many))[1] == 1
 
 
 def in_place(conv, new):

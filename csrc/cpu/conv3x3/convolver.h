@@ -17,6 +17,8 @@
 
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -43,14 +45,21 @@ class Convolver {
         most_(most_tiles(shape)),
         strips_(cut_strips(shape, most_)),
         chunks_(cut_chunks(strips_.data(), strips_.data() + strips_.size(), most_)),
-        late_(weights.kept() == nullptr &&
-              (chunks_.size() == 1 || static_cast<int64_t>(chunks_.size()) < threads_) &&
-              (weights.panels() % threads_ == 0 || weights.panels() > kManyPanels * threads_)),
+        late_(weights.kept() == nullptr && is_late(chunks_.size(), weights.panels(), threads_)),
         packed_(weights.kept() != nullptr || late_
                     ? nullptr
                     : thread_memory(Use::kWeights, weights.panels() * weights.panel_size())),
         u_(weights.kept() != nullptr ? weights.kept() : packed_) {
     if (output.bias != nullptr) std::copy_n(output.bias, shape.outputs, bias_.begin());
+  }
+
+  // Whether each panel of weights would be packed by who multiplies by it, as it is where that costs less than reading
+  // weights packed before.
+  static bool packs_late(const ConvShape& shape) {
+    const int64_t most = most_tiles(shape), panels = PackedWeights(shape, {}).panels();
+    const std::vector<Strip> strips = cut_strips(shape, most);
+    const size_t chunks = cut_chunks(strips.data(), strips.data() + strips.size(), most).size();
+    return is_late(chunks, panels, torch::stable::get_num_threads());
   }
 
   // The weights are packed before `run`, in parts 0 .. parts() - 1 by any thread.
@@ -67,6 +76,11 @@ class Convolver {
  private:
   static constexpr int64_t kLeastTiles = 16;
   static constexpr int64_t kManyPanels = 4;  // for each thread: then it matters little if they do not divide evenly
+
+  static bool is_late(size_t chunks, int64_t panels, int64_t threads) {
+    const bool few = chunks == 1 || static_cast<int64_t>(chunks) < threads;
+    return few && (panels % threads == 0 || panels > kManyPanels * threads);
+  }
 
   // In a chunk: three eighths of the second cache for its inputs and the products of a panel. (Measured: with more, a
   // panel of weights and the outputs push them out; with less, strips share fewer rows, and weights are read more often.)

@@ -35,7 +35,9 @@ struct ConvWeights {
     for (int64_t tap = 0; tap < taps(); ++tap) {
       const float* const of_tap = from + tap / side * row + tap % side * column;
       float* to = g + tap * width;
-      if (outputs == width && channel == 1) {  // channels_last
+      if (outputs == width && channel == 1) {
+        // channels_last: short runs far apart, of which no processor foresees the next.
+        for (int64_t o = 0; o < width; ++o) __builtin_prefetch(of_tap + o * output + depth, 0, 2);
         kernels.transpose_panel(of_tap, output, depth, to, taps() * width);
         continue;
       }

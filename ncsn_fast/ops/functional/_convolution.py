@@ -119,8 +119,9 @@ def by_engine(
         y = autograd.NormELUConv3x3.apply(*tensors, dilation, eps, elu, backend)
     elif labels is None:
         conv = operator("conv3x3", backend)
-        y = conv(x, weight, bias, residual, dilation, False, elu, packed_of(weight))
+        packed = packed_of(weight, x, dilation)
+        y = conv(x, weight, bias, residual, dilation, False, elu, packed)
     else:
         fused = operator("norm_elu_conv3x3", backend)
-        y = fused(*tensors, dilation, eps, elu, packed_of(weight))[0]
+        y = fused(*tensors, dilation, eps, elu, packed_of(weight, x, dilation))[0]
     return (y.contiguous() if convert else y).to(dtype)
