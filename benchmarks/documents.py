@@ -193,7 +193,9 @@ def summary(sources: Sources) -> str:
 
 def headline(sources: Sources) -> str:
     """The same of the documented network alone: its pass, a training step, sampling."""
-    devices = _devices(sources, lambda r: r.group in (NETWORK, "training", "sampling"))
+    groups = (NETWORK, "training", "sampling")
+    devices = _devices(sources, lambda r: r.group in groups and r.name != "loop")
+    devices = [device for device in devices if device.cases]
     return _speed_ups(devices) if devices else NOT_MEASURED
 
 
