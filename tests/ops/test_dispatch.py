@@ -265,6 +265,11 @@ def test_kernels_of_other_schemas_are_refused(monkeypatch):
     assert "another version of the sources: build it anew" in extension._load_cpu()
 
 
+def test_a_build_without_the_functions_of_these_sources_is_refused(monkeypatch):
+    monkeypatch.delattr("ncsn_fast._C.packs_late")
+    assert "another version of the sources: build it anew" in extension._load_cpu()
+
+
 def test_a_number_without_a_meaning_is_refused():
     """By the kernels of every backend, for calls past the public functions."""
     x = torch.zeros(1, 1, 2, 2)
