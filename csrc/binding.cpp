@@ -1,6 +1,6 @@
 // The Python module ncsn_fast._C. Importing it registers the CPU operators of csrc/cpu; what it offers to Python are
-// facts of the build and of the convolution engine, never tensors. It is written in Python's stable ABI, as the operators are in PyTorch's: one build
-// serves every Python from 3.10 on and every torch from setup.py's MIN_TORCH on.
+// facts of the build and of the convolution engine, never tensors. It is written in Python's stable ABI, as the
+// operators are in PyTorch's: one build serves every Python from 3.10 on and every torch from setup.py's MIN_TORCH on.
 
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
@@ -100,8 +100,13 @@ PyObject* packs_late(PyObject*, PyObject* arguments) {
   if (!PyArg_ParseTuple(arguments, "LLLLLL", &n, &channels, &outputs, &height, &width, &dilation)) {
     return nullptr;
   }
-  const ncsn::ConvShape shape = {n, channels, outputs, height, width, dilation};
-  return PyBool_FromLong(ncsn::Convolver::packs_late(shape));
+  try {
+    const ncsn::ConvShape shape = {n, channels, outputs, height, width, dilation};
+    return PyBool_FromLong(ncsn::Convolver::packs_late(shape));
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
 }
 
 PyMethodDef methods[] = {

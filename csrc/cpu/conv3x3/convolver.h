@@ -4,9 +4,9 @@
 // is a part of a row of tiles of one of these; a chunk is some consecutive strips, few enough that what is computed of
 // them stays in the second cache. For a chunk the inputs are transformed once, and then, for each panel of outputs, 36
 // products and the outputs' transform follow. The weights stream by once a chunk.
-// Where there are fewer chunks than threads, or one, the threads share the inputs' transforms and then divide the panels, and who
-// multiplies by a panel packs it: its weights then never leave the core's own cache. (Measured with as many chunks as
-// threads: slower, as each thread then reads all inputs for each panel.)
+// Where there are fewer chunks than threads, or one, the threads share the inputs' transforms and then divide the panels,
+// and who multiplies by a panel packs it: its weights then never leave the core's own cache. (Measured with as many
+// chunks as threads: slower, as each thread then reads all inputs for each panel.)
 //
 // Every number is made by the same operations in the same order however strips, chunks and threads are cut: rows of a
 // product do not depend on each other. So the number of threads changes no bit, and no sample has an effect on another.
