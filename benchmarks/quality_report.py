@@ -132,6 +132,8 @@ def plot(held: Mapping[str, Any], path: Path) -> None:
             )
         axes.axhline(held["references"]["real"], color="black", ls="--", lw=1, label="real data")
         axes.set(xscale="log", yscale="log")
+        style.plain_ticks(axes.xaxis)
+        style.plain_ticks(axes.yaxis)
         axes.set_xlabel("passes" if along == "passes" else "seconds for 1,000 samples")
         style.grid(axes)
     share = held["data"] == CHECKERBOARD

@@ -26,7 +26,6 @@ from .figures import running_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 SIZE = (5.4, 3.4)  # inches: as wide as a phone's screen, so that the text can be read there
 BINS = 400  # points of a curve, at most; more are not told apart
@@ -318,7 +317,7 @@ def _draw_by_level(axes: Axes, held_out: Sequence[tuple[int, Mapping[str, Any]]]
         everything += values
         axes.plot(found["sigmas"], values, color=color, linewidth=1.4, label=f"step {step:,}")
     axes.set(xlabel="σ of the level", ylabel="held-out loss", xscale="log")
-    _plain_ticks(axes.xaxis)
+    style.plain_ticks(axes.xaxis)
     _finish(axes, everything)
 
 
@@ -336,17 +335,8 @@ def _finish(axes: Axes, values: Iterable[float]) -> None:
     known = [value for value in values if math.isfinite(value)]
     if known and min(known) > 0:
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis)
+        style.plain_ticks(axes.yaxis)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     style.grid(axes)
     axes.figure.legend(loc="outside lower center", ncols=4, fontsize="small", handlelength=1.5)
-
-
-def _plain_ticks(axis: Axis) -> None:
-    """Numbers such as 20 and 0.5 on a logarithmic axis, of which there are some in less than a decade too."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -14,6 +14,7 @@ from ..files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which eyes of every kind tell apart; viridis for magnitudes likewise.
@@ -55,6 +56,15 @@ def new_figure(size: tuple[float, float], dpi: int = DPI, *, extra: str = "demo"
 def grid(axes: Axes) -> None:
     """Faint lines at the major ticks."""
     axes.grid(True, which="major", alpha=0.3)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers such as 20 and 0.5 on a logarithmic axis, of which there are some in less than a decade too."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def write(figure: Figure, path: str | Path, **options: Any) -> None:
